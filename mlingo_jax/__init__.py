@@ -1,0 +1,18 @@
+"""MusiLingo in JAX: a frozen MERT hears, one linear layer translates, a frozen LLaMA answers questions about music."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlingo_jax.api import MusiLingo, load
+
+__all__ = ["MusiLingo", "load"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    # Lazy: conversion imports mlingo_jax.models, and mlingo_jax.api imports conversion.
+    if name in __all__:
+        from mlingo_jax import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'mlingo_jax' has no attribute {name!r}")

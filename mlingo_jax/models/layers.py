@@ -1,0 +1,99 @@
+"""What the encoder and the language model share: projections, norms, attention.
+
+Axes: B rows, T queries, S keys, D width, N heads, K key/value heads, H head width, F inner width, L layers.
+Every parameter carries its axes as letters (`nnx.Param(..., axes="LDNH")`): conversion and sharding read them.
+Layers of one kind are stacked along a leading L and run by `lax.scan` over their split state.
+"""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+
+class Projection(nnx.Module):
+    """A linear map written as an einsum, e.g. "BTD,DNH->BTNH"; the kernel's axes are the second operand's.
+
+    Computes in the input's dtype. `bias` names the bias's axes ("NH"), or is empty for none. `layers` stacks that many
+    maps along a leading axis, to be sliced by a scan before the call.
+    """
+
+    def __init__(
+        self,
+        equation: str,
+        sizes: Mapping[str, int],
+        *,
+        bias: str = "",
+        layers: int | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        operands, out = equation.split("->")
+        axes = operands.split(",")[1]
+        self.equation = equation
+        fan_in = math.prod(sizes[a] for a in axes if a not in out)
+        self.kernel = parameter(axes, sizes, layers, normal(rngs, fan_in**-0.5), dtype)
+        self.bias = parameter(bias, sizes, layers, jnp.zeros, dtype) if bias else None
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, computed in float32 and returned in the input's dtype."""
+
+    def __init__(self, size: int, *, axis: str = "D", eps: float, layers: int | None = None, dtype: DTypeLike):
+        self.eps = eps
+        self.scale = parameter(axis, {axis: size}, layers, jnp.ones, dtype)
+        self.bias = parameter(axis, {axis: size}, layers, jnp.zeros, dtype)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...].astype(y.dtype) + self.bias[...].astype(y.dtype)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis, computed in float32 and returned in the input's dtype."""
+
+    def __init__(self, size: int, *, axis: str = "D", eps: float, layers: int | None = None, dtype: DTypeLike):
+        self.eps = eps
+        self.scale = parameter(axis, {axis: size}, layers, jnp.ones, dtype)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...].astype(y.dtype)).astype(x.dtype)
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B T N H"]:
+    """Softmax attention with grouped key/value heads; `mask` is True where a query may look.
+
+    A query that may look nowhere (padding) gets a finite, meaningless result.
+    """
+    return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
+
+
+def parameter(axes: str, sizes: Mapping[str, int], layers: int | None, init, dtype: DTypeLike) -> nnx.Param:
+    """A parameter of the given axes, stacked along a leading L if `layers` is given."""
+    shape = tuple(sizes[a] for a in axes)
+    if layers is not None:
+        axes, shape = f"L{axes}", (layers, *shape)
+    return nnx.Param(init(shape, dtype), axes=axes)
+
+
+def normal(rngs: nnx.Rngs, deviation: float):
+    """An initialiser `(shape, dtype) -> array` drawing from a normal distribution."""
+    key = rngs.params()
+    return lambda shape, dtype: (deviation * jax.random.normal(key, shape)).astype(dtype)
