@@ -1,0 +1,95 @@
+"""From waveforms to music features: cut long clips into windows, batch what has a like length, run the encoder, put together.
+
+Axes: B windows in a batch, N samples, S hidden states, K (or M) features of a clip, D encoder width.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mlingo_jax.data.audio import AudioSettings, normalize, windows
+from mlingo_jax.models.mert import Mert, MertConfig
+
+# Padded lengths in seconds: each is one compiled program, and padding costs a third of the work at most.
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ear:
+    """A frozen encoder and how it listens.
+
+    `window` is the number of encoder frames averaged into one feature (MusiLingo: 325, 4.33 s at 75 Hz). A clip longer
+    than `seconds` is heard in pieces of that length one after the other, so memory does not grow with the clip; a clip
+    no longer than that is heard whole. With `keep_states` the features keep the encoder's hidden states apart.
+    `batch_seconds` bounds the padded audio in one call of the encoder.
+    """
+
+    graphdef: nnx.GraphDef[Mert]
+    params: Any
+    config: MertConfig
+    audio: AudioSettings
+    window: int
+    seconds: float = 30.0
+    keep_states: bool = False
+    batch_seconds: float = 256.0
+
+    def __call__(self, waveforms: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
+        """Music features [K, D] (or [S, K, D]) of each clip, float32; clips are mono at the encoder's sample rate."""
+        rate = self.audio.sample_rate
+        pieces = [windows(w, round(self.seconds * rate), rate) for w in waveforms]
+        heard = self._hear([normalize(p) if self.audio.normalize else p for clip in pieces for p in clip])
+        features, at = [], 0
+        for clip in pieces:
+            features.append(np.concatenate(heard[at : at + len(clip)], axis=-2))
+            at += len(clip)
+        return features
+
+    def tokens(self, samples: int) -> int:
+        """The number of features of a clip of so many samples."""
+        rate = self.audio.sample_rate
+        pieces = windows(np.broadcast_to(np.float32(0), samples), round(self.seconds * rate), rate)
+        return sum(-(-self.config.frames(len(piece)) // self.window) for piece in pieces)
+
+    def _hear(self, pieces: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
+        features: dict[int, np.ndarray] = {}
+        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
+        while order:
+            padded = self._padded_length(len(pieces[order[-1]]))
+            fits = [i for i in order if self._padded_length(len(pieces[i])) == padded]
+            most = max(1, int(self.batch_seconds * self.audio.sample_rate) // padded)
+            fits = fits[-(1 << most.bit_length() - 1) :]
+            order = order[: -len(fits)]
+            # Rows in powers of two, so that few programs are compiled; the spare rows hold silence.
+            rows = 1 << (len(fits) - 1).bit_length()
+            batch = np.zeros((rows, padded), np.float32)
+            lengths = np.full(rows, len(pieces[fits[0]]), np.int32)
+            for row, i in enumerate(fits):
+                batch[row, : len(pieces[i])] = pieces[i]
+                lengths[row] = len(pieces[i])
+            out = np.asarray(_features(self.graphdef, self.params, batch, lengths, self.window, self.keep_states))
+            for row, i in enumerate(fits):
+                kept = -(-self.config.frames(len(pieces[i])) // self.window)
+                features[i] = out[row, ..., :kept, :]
+        return [features[i] for i in range(len(pieces))]
+
+    def _padded_length(self, samples: int) -> int:
+        rate = self.audio.sample_rate
+        return next((s * rate for s in LENGTHS if s * rate >= samples), samples)
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _features(
+    graphdef: nnx.GraphDef[Mert],
+    params: Any,
+    waveform: Float[Array, "B N"],
+    lengths: Int[Array, " B"],
+    window: int,
+    keep_states: bool,
+) -> Float[Array, "B ..."]:
+    return nnx.merge(graphdef, nnx.State(params)).features(waveform, lengths, window=window, keep_states=keep_states)

@@ -1,0 +1,83 @@
+"""MusiLingo put together: music tokens take their places among the text, and the answer is scored.
+
+Axes: B rows, L places in a row, M music tokens, N samples, D encoder width, E language-model width.
+The batch contract (docs/architecture.md) gives a row's `tokens`, `music_index`, `positions`, `segments`, `loss_weights`.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.llama import Llama
+
+# A column block of logits is [B, 64, V] in float32: for 32 rows and LLaMA's vocabulary 0.26 GB instead of 1 GB at L = 256.
+LOGITS_BLOCK = 64
+
+
+def embed_rows(
+    llm: Llama,
+    tokens: Int[Array, "B L"],
+    music_index: Int[Array, "B L"],
+    music_tokens: Float[Array, "B M E"],
+) -> Float[Array, "B L E"]:
+    """The rows' embeddings: text tokens, and music token k of the row wherever `music_index` is k >= 0.
+
+    tokens      [[1, 835,  0,  0, 1533]]
+    music_index [[-1, -1,  0,  1,   -1]]   -> [bos, '▁###', music 0, music 1, '</']
+    """
+    text = llm.embed(tokens)
+    music = jnp.take_along_axis(music_tokens.astype(text.dtype), jnp.maximum(music_index, 0)[..., None], axis=1)
+    return jnp.where(music_index[..., None] >= 0, music, text)
+
+
+def token_log_probs(
+    llm: Llama, adapter: Adapter, batch: Mapping[str, Array], music: Float[Array, "B ..."], *, remat: bool = False
+) -> Float[Array, "B L"]:
+    """The log-probability of each row's token given all before it in its segment, in float32.
+
+    Place 0 has no predecessor and gets 0; places that hold music or padding get a number without meaning: weigh by
+    `loss_weights`. `music` is the features before the adapter: [B M D], or [B S M D] with learned state weights.
+    """
+    embeddings = embed_rows(llm, batch["tokens"], batch["music_index"], adapter(music))
+    hidden = llm(embeddings, batch["positions"], batch["segments"], remat=remat)
+    return _next_token_log_probs(llm, hidden, batch["tokens"])
+
+
+def answer_loss(
+    llm: Llama, adapter: Adapter, batch: Mapping[str, Array], music: Float[Array, "B ..."], *, remat: bool = False
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy summed over the answers' tokens, and the sum of their weights: (sum, weight), float32.
+
+    Their quotient is the loss; sums are what adds up over micro-batches and devices.
+    """
+    weights = batch["loss_weights"]
+    log_probs = token_log_probs(llm, adapter, batch, music, remat=remat)
+    # Not a product: a token outside the answer may have a log-probability of -inf.
+    return -jnp.where(weights > 0, weights * log_probs, 0).sum(), weights.sum()
+
+
+def _next_token_log_probs(
+    llm: Llama, hidden: Float[Array, "B L E"], tokens: Int[Array, "B L"]
+) -> Float[Array, "B L"]:
+    """Vocabulary logits are made block by block and made again in the backward pass, so they never stand whole."""
+    batch, length = tokens.shape
+    padding = -(length - 1) % LOGITS_BLOCK
+    hidden = jnp.pad(hidden[:, :-1], ((0, 0), (0, padding), (0, 0)))
+    targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, padding)))
+
+    def blocks(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(batch, -1, LOGITS_BLOCK, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def score(_: None, block: tuple[Array, Array]) -> tuple[None, Array]:
+        hidden, targets = block
+        logits = llm.logits(hidden)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return None, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    _, scores = jax.lax.scan(score, None, (blocks(hidden), blocks(targets)))
+    scores = jnp.moveaxis(scores, 0, 1).reshape(batch, -1)[:, : length - 1]
+    return jnp.pad(scores, ((0, 0), (1, 0)))
