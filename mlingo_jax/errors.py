@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the thing, the file, the expected and the found, and what to do."""
+    """Something the user can mend. The message names thing, file, expected and found, and what to do."""
 
 
 def run_door(main: Callable[[], int | None]) -> NoReturn:

@@ -1,4 +1,4 @@
-"""From waveforms to music features: cut long clips into windows, batch what has a like length, run the encoder, put together.
+"""From waveforms to music features: cut long clips into windows, batch what has a like length, run the encoder.
 
 Axes: B windows in a batch, N samples, S hidden states, K (or M) features of a clip, D encoder width.
 """
@@ -37,7 +37,7 @@ class Ear:
     window: int
     seconds: float = 30.0
     keep_states: bool = False
-    batch_seconds: float = 256.0
+    batch_seconds: float = 32.0
 
     def __call__(self, waveforms: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
         """Music features [K, D] (or [S, K, D]) of each clip, float32; clips are mono at the encoder's sample rate."""

@@ -1,7 +1,7 @@
 """MusiLingo put together: music tokens take their places among the text, and the answer is scored.
 
 Axes: B rows, L places in a row, M music tokens, N samples, D encoder width, E language-model width.
-The batch contract (docs/architecture.md) gives a row's `tokens`, `music_index`, `positions`, `segments`, `loss_weights`.
+The batch contract (docs/architecture.md) gives each row's fields.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 
-# A column block of logits is [B, 64, V] in float32: for 32 rows and LLaMA's vocabulary 0.26 GB instead of 1 GB at L = 256.
+# A block of logits is [B, 64, V] in float32: for 32 rows of LLaMA's vocabulary 0.26 GB, not 1 GB as at L = 256.
 LOGITS_BLOCK = 64
 
 
@@ -59,9 +59,7 @@ def answer_loss(
     return -jnp.where(weights > 0, weights * log_probs, 0).sum(), weights.sum()
 
 
-def _next_token_log_probs(
-    llm: Llama, hidden: Float[Array, "B L E"], tokens: Int[Array, "B L"]
-) -> Float[Array, "B L"]:
+def _next_token_log_probs(llm: Llama, hidden: Float[Array, "B L E"], tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
     """Vocabulary logits are made block by block and made again in the backward pass, so they never stand whole."""
     batch, length = tokens.shape
     padding = -(length - 1) % LOGITS_BLOCK
