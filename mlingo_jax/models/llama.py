@@ -1,0 +1,450 @@
+"""LLaMA and its relatives, run on embeddings: LLaMA 1-3.2, Vicuna, TinyLlama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3.
+
+Axes: B rows, T queries, S keys, D width, N heads, K key/value heads, H head width, R = H / 2, F inner width, L layers,
+V vocabulary. A token's place in its text is its position; a row may hold several texts, its segments, from 1 on;
+segment 0 is padding. The reference for every number is transformers' LlamaForCausalLM, MistralForCausalLM,
+Qwen2ForCausalLM and Qwen3ForCausalLM.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from mlingo_jax.errors import UserError
+from mlingo_jax.models.layers import Projection, RMSNorm, attend, normal, parameter
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+}
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+# Attributes of config.json that leave the frozen model's computation as it is, whatever their value.
+HARMLESS = frozenset(
+    """
+    architectures auto_map model_type transformers_version transformers.js_config tokenizer_class name_or_path
+    _name_or_path _commit_hash _attn_implementation attn_implementation _flash_attn_2_enabled is_llama_config
+    unsloth_fixed unsloth_version dtype torch_dtype use_bfloat16 torchscript tf_legacy_loss use_cache
+    max_position_embeddings max_sequence_length initializer_range attention_dropout pretraining_tp
+    chunk_size_feed_forward output_attentions output_hidden_states output_scores return_dict return_dict_in_generate
+    id2label label2id problem_type finetuning_task task_specific_params prefix remove_invalid_values
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
+    max_length min_length do_sample early_stopping num_beams num_beam_groups num_return_sequences diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    """.split()
+)
+# Attributes that would change the computation in a way not built here, and the value that switches them off.
+SWITCHED_OFF: Mapping[str, Any] = {
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "partial_rotary_factor": 1.0,
+    "pruned_heads": {},
+    "rope_interleaved": False,
+    "tie_encoder_decoder": False,
+    "use_mrope": False,
+}
+NO_WINDOW = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Positions divided by `factor`; 1 for none."""
+
+    factor: float
+
+    def __call__(self, frequencies: Float32[np.ndarray, "R"]) -> Float32[np.ndarray, "R"]:
+        return frequencies / np.float32(self.factor)
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """LLaMA 3.1's: waves longer than the trained context / `low_factor` are slowed by `factor`, those shorter than the
+    trained context / `high_factor` are kept, those between are blended. `context` is in tokens."""
+
+    factor: float
+    low_factor: float
+    high_factor: float
+    context: int
+
+    def __call__(self, frequencies: Float32[np.ndarray, "R"]) -> Float32[np.ndarray, "R"]:
+        turns = self.context * frequencies / np.float32(2 * np.pi)
+        kept = np.clip((turns - self.low_factor) / (self.high_factor - self.low_factor), 0, 1)
+        return ((1 - kept) * frequencies / self.factor + kept * frequencies).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The architecture, as read from a model's config.json; no field has a default, each is read by the code.
+
+    `windows` gives each layer's sliding window in tokens, None for all of the past.
+    """
+
+    vocabulary: int
+    width: int
+    inner_width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    norm_eps: float
+    activation: str
+    rope_theta: float
+    rope_scaling: LinearScaling | Llama3Scaling
+    windows: tuple[int | None, ...]
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    tied: bool
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: str) -> "LlamaConfig":
+        """Reads transformers' attributes, in the spelling of its version 4 or 5; `source` is the file's name.
+
+        What older files leave out has its family's one value (no grouping of heads, no biases, theta 10000, untied).
+        Raises UserError naming any attribute that is missing, ill-typed, or changes the computation unknown to us.
+        """
+        attributes = _Attributes(values, source)
+        family = attributes.choice("model_type", FAMILIES)
+        heads, width = attributes.count("num_attention_heads"), attributes.count("hidden_size")
+        # Qwen3's own default for head_dim is no function of the width: it has to be there.
+        head_width = attributes.count("head_dim", None if family == "qwen3" else width // heads)
+        kv_heads = attributes.count("num_key_value_heads", heads)
+        layers = attributes.count("num_hidden_layers")
+        bias = attributes.flag("attention_bias") if family in ("llama", "qwen3") else False
+        theta, scaling = _read_rope(attributes)
+        config = cls(
+            vocabulary=attributes.count("vocab_size"),
+            width=width,
+            inner_width=attributes.count("intermediate_size"),
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_width=head_width,
+            norm_eps=attributes.number("rms_norm_eps"),
+            activation=attributes.choice("hidden_act", tuple(ACTIVATIONS)),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            windows=_read_windows(attributes, family, layers),
+            qkv_bias=bias or family == "qwen2",
+            out_bias=bias,
+            mlp_bias=attributes.flag("mlp_bias") if family == "llama" else False,
+            qk_norm=family == "qwen3",
+            tied=attributes.flag("tie_word_embeddings"),
+        )
+        if heads % kv_heads:
+            attributes.refuse("num_key_value_heads", f"a divisor of num_attention_heads = {heads}")
+        if head_width % 2:
+            attributes.refuse("head_dim", f"an even head width (it is {head_width})")
+        attributes.refuse_unread()
+        return config
+
+
+class _Attributes:
+    """A config.json being read: typed access by name, and a UserError for whatever was not understood."""
+
+    def __init__(self, values: Mapping[str, Any], source: str):
+        self.values, self.source, self.read = values, source, set[str]()
+
+    def value(self, name: str) -> Any:
+        self.read.add(name)
+        return self.values.get(name)
+
+    def choice(self, name: str, known: tuple[str, ...]) -> str:
+        value = self.value(name)
+        return value if value in known else self.refuse(name, f"one of {', '.join(known)}")
+
+    def count(self, name: str, default: int | None = None) -> int:
+        value = self.value(name)
+        value = default if value is None else value
+        right = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        return value if right else self.refuse(name, "a positive whole number")
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self.value(name)
+        value = default if value is None else value
+        right = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        return float(value) if right else self.refuse(name, "a positive number")
+
+    def flag(self, name: str) -> bool:
+        value = self.value(name)
+        value = False if value is None else value
+        return value if isinstance(value, bool) else self.refuse(name, "true or false")
+
+    def refuse(self, name: str, expected: str) -> Any:
+        found = f"{name} = {self.values[name]!r}" if name in self.values else f"no {name}"
+        raise UserError(f"{self.source}: expected {name} to be {expected}, found {found}")
+
+    def refuse_unread(self) -> None:
+        for name, value in self.values.items():
+            known = name in self.read or name in HARMLESS or value is None
+            if not known and not (name in SWITCHED_OFF and value == SWITCHED_OFF[name]):
+                raise UserError(
+                    f"{self.source}: the attribute {name} = {value!r} is not supported; "
+                    "take it out of the file only if it does not change what the model computes"
+                )
+
+
+def _read_rope(attributes: _Attributes) -> tuple[float, LinearScaling | Llama3Scaling]:
+    """theta and scaling, from rope_parameters (transformers 5) or rope_theta and rope_scaling (transformers 4)."""
+    new, old = attributes.value("rope_parameters"), attributes.value("rope_scaling")
+    name = "rope_scaling" if new is None else "rope_parameters"
+    if new is not None and old is not None:
+        attributes.refuse("rope_scaling", "absent where there are rope_parameters")
+    given = old if new is None else new
+    if not isinstance(given, dict | None):
+        attributes.refuse(name, "a table or null")
+    given = {"rope_theta": attributes.value("rope_theta"), **(given or {})}
+    rope = _Attributes(given, f"{attributes.source}: {name}")
+    kind = rope.value("rope_type") or rope.value("type") or "default"
+    theta = rope.number("rope_theta", 10_000.0)
+    if kind == "default":
+        scaling = LinearScaling(1.0)
+    elif kind == "linear":
+        scaling = LinearScaling(rope.number("factor"))
+    elif kind == "llama3":
+        low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+        if low >= high:
+            rope.refuse("high_freq_factor", f"above low_freq_factor = {low}")
+        scaling = Llama3Scaling(rope.number("factor"), low, high, rope.count("original_max_position_embeddings"))
+    else:
+        raise UserError(f"{rope.source}: expected rope_type default, linear or llama3, found {kind!r}")
+    rope.read.update(("rope_type", "type"))
+    rope.refuse_unread()
+    return theta, scaling
+
+
+def _read_windows(attributes: _Attributes, family: str, layers: int) -> tuple[int | None, ...]:
+    if family == "llama":
+        return (None,) * layers
+    if family == "mistral":
+        if "sliding_window" not in attributes.values:
+            attributes.refuse("sliding_window", "a number of tokens, or null for none")
+        window = None if attributes.value("sliding_window") is None else attributes.count("sliding_window")
+        return (window,) * layers
+    in_use, first = attributes.flag("use_sliding_window"), attributes.value("max_window_layers")
+    attributes.read.add("sliding_window")
+    kinds = attributes.value("layer_types")
+    if kinds is None and in_use:
+        first = attributes.count("max_window_layers") if first != 0 else 0
+        kinds = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
+    kinds = ["full_attention"] * layers if kinds is None else kinds
+    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        attributes.refuse("layer_types", f"{layers} times full_attention or sliding_attention")
+    if "sliding_attention" in kinds and not in_use:
+        attributes.refuse("use_sliding_window", "true where layer_types has sliding_attention")
+    return tuple(attributes.count("sliding_window") if kind == "sliding_attention" else None for kind in kinds)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("key", "value", "positions"), meta_fields=())
+@dataclass(frozen=True)
+class KVCache:
+    """What the layers remember of the tokens so far: a slot per token; position -1 marks an empty slot or padding."""
+
+    key: Float[Array, "L B S K H"]
+    value: Float[Array, "L B S K H"]
+    positions: Int[Array, "B S"]
+
+
+def visible(
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
+    key_segments: Int[Array, "B S"],
+    window: Int[Array, ""] | int = NO_WINDOW,
+) -> Bool[Array, "B T S"]:
+    """True where a query may look at a key: in its own segment, not after itself, nearer than `window` tokens.
+
+    positions [0 1 2 0 1 0], segments [1 1 1 2 2 0] as queries and keys, window 2:
+
+        1 . . . . .
+        1 1 . . . .
+        . 1 1 . . .     the third token no longer sees the first
+        . . . 1 . .     a new segment sees nothing of the one before
+        . . . 1 1 .
+        . . . . . .     padding sees nothing and is seen by nothing
+    """
+    distance = positions[:, :, None] - key_positions[:, None, :]
+    same = (segments[:, :, None] == key_segments[:, None, :]) & (key_segments[:, None, :] != 0)
+    return same & (distance >= 0) & (distance < window)
+
+
+def rope_angles(config: LlamaConfig, positions: Int[Array, "B T"]) -> Float32[Array, "B T R"]:
+    """The angles in radians by which a head's R pairs of numbers turn at each position (RoFormer, section 3.2)."""
+    exponents = np.arange(0, config.head_width, 2, dtype=np.float32) / np.float32(config.head_width)
+    frequencies = config.rope_scaling(1 / np.float32(config.rope_theta) ** exponents)
+    return positions[..., None].astype(jnp.float32) * frequencies
+
+
+def rotate(x: Float[Array, "B T N H"], angles: Float32[Array, "B T R"]) -> Float[Array, "B T N H"]:
+    """Turns the pairs (i, i + H / 2) of every head, in float32; returned in the input's dtype."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention's projections, stacked over the layers."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        sizes = {"D": config.width, "N": config.heads, "K": config.kv_heads, "H": config.head_width}
+        project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
+        norm = partial(RMSNorm, config.head_width, axis="H", eps=config.norm_eps, layers=config.layers, dtype=dtype)
+        self.query = project("BTD,DNH->BTNH", bias="NH" if config.qkv_bias else "")
+        self.key = project("BTD,DKH->BTKH", bias="KH" if config.qkv_bias else "")
+        self.value = project("BTD,DKH->BTKH", bias="KH" if config.qkv_bias else "")
+        self.out = project("BTNH,NHD->BTD", bias="D" if config.out_bias else "")
+        self.query_norm = norm() if config.qk_norm else None
+        self.key_norm = norm() if config.qk_norm else None
+
+    def project(
+        self, x: Float[Array, "B T D"], angles: Float32[Array, "B T R"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Query, key and value heads; query and key are turned to their positions."""
+        query, key = self.query(x), self.key(x)
+        query = query if self.query_norm is None else self.query_norm(query)
+        key = key if self.key_norm is None else self.key_norm(key)
+        return rotate(query, angles), rotate(key, angles), self.value(x)
+
+
+class MLP(nnx.Module):
+    """The gated feed-forward block: down(activation(gate(x)) * up(x))."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        sizes = {"D": config.width, "F": config.inner_width}
+        project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
+        self.activation = config.activation
+        self.gate = project("BTD,DF->BTF", bias="F" if config.mlp_bias else "")
+        self.up = project("BTD,DF->BTF", bias="F" if config.mlp_bias else "")
+        self.down = project("BTF,FD->BTD", bias="D" if config.mlp_bias else "")
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+
+
+class Layers(nnx.Module):
+    """All decoder layers, stacked; a scan takes them one by one, and then these methods are one layer's."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        norm = partial(RMSNorm, config.width, eps=config.norm_eps, layers=config.layers, dtype=dtype)
+        self.attention_norm = norm()
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.mlp_norm = norm()
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def project(
+        self, x: Float[Array, "B T D"], angles: Float32[Array, "B T R"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """The layer up to its attention: query, key and value heads of the residual stream `x`."""
+        return self.attention.project(self.attention_norm(x), angles)
+
+    def finish(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+        """The layer from its attention's result on."""
+        x = x + self.attention.out(attended)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Llama(nnx.Module):
+    """A decoder-only language model on embeddings; computes in `dtype`, norms, softmax, rotation and logits in float32.
+
+    The embeddings come in from outside because music tokens have none of their own: see `embed` and `musilingo`.
+    """
+
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.config = config
+        sizes = {"V": config.vocabulary, "D": config.width}
+        initial = partial(parameter, "VD", sizes, None, dtype=dtype)
+        self.embedding = initial(init=normal(rngs, config.width**-0.5))
+        self.layers = Layers(config, dtype=dtype, rngs=rngs)
+        self.norm = RMSNorm(config.width, eps=config.norm_eps, dtype=dtype)
+        self.head = None if config.tied else initial(init=normal(rngs, config.width**-0.5))
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The tokens' rows of the embedding table."""
+        return jnp.take(self.embedding[...], tokens, axis=0)
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+        *,
+        remat: bool = False,
+    ) -> Float[Array, "B T D"]:
+        """The normed last hidden states of whole rows; those of padding have no meaning.
+
+        With `remat` a layer's activations are made again in the backward pass instead of being kept.
+        """
+        graphdef, layers = nnx.split(self.layers)
+        angles = rope_angles(self.config, positions)
+
+        def step(x: Array, scanned: tuple[nnx.State, Array]) -> tuple[Array, None]:
+            layer = nnx.merge(graphdef, scanned[0])
+            mask = visible(positions, segments, positions, segments, scanned[1])
+            return layer.finish(x, attend(*layer.project(x, angles), mask)), None
+
+        # prevent_cse is for remat outside of a scan, and costs time inside.
+        step = jax.checkpoint(step, prevent_cse=False) if remat else step
+        x, _ = jax.lax.scan(step, embeddings.astype(self.embedding.dtype), (layers, self._windows()))
+        return self.norm(x)
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float32[Array, "*B V"]:
+        """Vocabulary logits of normed hidden states."""
+        table = (self.embedding if self.head is None else self.head)[...]
+        return jnp.einsum("...D,VD->...V", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32)
+
+    def init_cache(self, batch: int, size: int, dtype: DTypeLike) -> KVCache:
+        """An empty cache of `size` slots for each of `batch` rows."""
+        config = self.config
+        heads = jnp.zeros((config.layers, batch, size, config.kv_heads, config.head_width), dtype)
+        return KVCache(heads, heads, jnp.full((batch, size), -1, jnp.int32))
+
+    def extend(
+        self,
+        embeddings: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+        cache: KVCache,
+        start: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Hidden states of `__call__` for T further tokens of rows that hold one text each, and the cache with them.
+
+        The tokens take slots `start` to `start + T` in every row, which must fit the cache; padding (segment 0) takes
+        its slots too, as empty ones. At slot 0 this is the prefill, with T = 1 a decoding step.
+        """
+        graphdef, layers = nnx.split(self.layers)
+        angles = rope_angles(self.config, positions)
+        segments = jnp.minimum(segments, 1)
+        stored = jnp.where(segments == 0, -1, positions).astype(cache.positions.dtype)
+        key_positions = jax.lax.dynamic_update_slice(cache.positions, stored, (0, start))
+        key_segments = (key_positions >= 0).astype(segments.dtype)
+
+        # The whole cache is carried and written in place: scanned over, it would be copied once per call.
+        def step(carry: tuple[Array, Array, Array], scanned: tuple[Array, nnx.State, Array]) -> tuple[Any, None]:
+            (x, keys, values), (index, state, window) = carry, scanned
+            layer = nnx.merge(graphdef, state)
+            query, key, value = layer.project(x, angles)
+            keys = jax.lax.dynamic_update_slice(keys, key[None].astype(keys.dtype), (index, 0, start, 0, 0))
+            values = jax.lax.dynamic_update_slice(values, value[None].astype(values.dtype), (index, 0, start, 0, 0))
+            mask = visible(positions, segments, key_positions, key_segments, window)
+            attended = attend(query, keys[index].astype(x.dtype), values[index].astype(x.dtype), mask)
+            return (layer.finish(x, attended), keys, values), None
+
+        carry = (embeddings.astype(self.embedding.dtype), cache.key, cache.value)
+        indices = jnp.arange(self.config.layers)
+        (x, keys, values), _ = jax.lax.scan(step, carry, (indices, layers, self._windows()))
+        return self.norm(x), KVCache(keys, values, key_positions)
+
+    def _windows(self) -> Int[Array, "L"]:
+        return jnp.array([NO_WINDOW if window is None else window for window in self.config.windows], jnp.int32)
