@@ -1,0 +1,208 @@
+"""From the command line to a run's settings: `--config=NAME` and typed overrides `--config.optim.lr=1e-4`."""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import pkgutil
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import configs
+from configs.base import Config
+from mlingo_jax.errors import UserError
+
+HELP = ("--help", "-h", "--helpfull")
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One setting of a config: its dotted name, where it lives, its type, value, and the metadata of `setting`."""
+
+    name: str
+    owner: Any
+    attribute: str
+    kind: Any
+    metadata: typing.Mapping[str, Any]
+
+    @property
+    def value(self) -> Any:
+        return getattr(self.owner, self.attribute)
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[Field]:
+    """All settings of a config, those of the dataclasses within it included, in the order of their definition."""
+    kinds = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{field.name}.")
+        else:
+            yield Field(f"{prefix}{field.name}", config, field.name, kinds[field.name], field.metadata)
+
+
+def read_config(argv: Sequence[str]) -> Config:
+    """The config that `--config=NAME` names, with the command line's overrides, checked.
+
+    Args:
+        argv: the command line without the program's name; `--config.a.b=v` and `--config.a.b v` are the same.
+
+    Raises:
+        UserError: no or an unknown config, an unknown field, a value of the wrong type or out of its range.
+    """
+    name, overrides = _parse(argv)
+    config = load_config(name)
+    known = {field.name: field for field in fields(config)}
+    for key, text in overrides:
+        if key not in known:
+            raise UserError(f"--config.{key}: config {name} has no such field{_nearest(key, known)}")
+        field = known[key]
+        setattr(field.owner, field.attribute, _value(field, text))
+    check(config)
+    return config
+
+
+def load_config(name: str) -> Config:
+    """What `get_config()` of configs/NAME.py gives, or of a Python file given by its path.
+
+    Raises:
+        UserError: there is no such file, or it has no `get_config` that gives a `Config`.
+    """
+    if name.endswith(".py"):
+        path = Path(name)
+        spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise UserError(f"--config={name}: no such file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    elif name in config_names():
+        module = importlib.import_module(f"configs.{name}")
+    else:
+        names = config_names()
+        raise UserError(f"--config={name}: no such config{_nearest(name, names)}; there are {', '.join(names)}")
+    config = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(config, Config):
+        raise UserError(f"--config={name}: has no get_config() that gives a configs.base.Config")
+    return config
+
+
+def config_names() -> list[str]:
+    """The names of the files of configs/."""
+    return sorted(module.name for module in pkgutil.iter_modules(configs.__path__))
+
+
+def check(config: Config) -> None:
+    """Raises a `UserError` for the first setting whose value is of the wrong type or not legal."""
+    for field in fields(config):
+        value, rules = field.value, field.metadata
+        where = f"config.{field.name} is {value!r}"
+        if not _fits(value, field.kind):
+            raise UserError(f"{where}: must be {_kind_name(field.kind)}")
+        if rules.get("choices") and value not in rules["choices"]:
+            raise UserError(f"{where}: must be one of {', '.join(rules['choices'])}")
+        for bound, wrong in (("least", lambda a, b: a < b), ("most", lambda a, b: a > b)):
+            limit = rules.get(bound)
+            if limit is not None and value is not None and (value != value or wrong(value, limit)):
+                raise UserError(f"{where}: must be at {bound} {limit}")
+
+
+def to_json(config: Config) -> str:
+    """The resolved config as JSON text."""
+    return json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
+
+
+def describe(argv: Sequence[str]) -> str:
+    """The text of `--help`: the configs there are, and every field of the one that is named (base if none is)."""
+    words = [word for word in argv if word not in HELP]
+    name = _parse(words)[0] if words else "base"
+    lines = [
+        "usage: python -m mlingo_jax.train --config=NAME [--config.FIELD=VALUE ...]",
+        "",
+        "Trains the adapter between a frozen MERT and a frozen language model. Started again with the same workdir,",
+        "a run goes on where its last checkpoint stands.",
+        "",
+        "NAME is a Python file, or one of:",
+        *(f"  {n:<12} {_summary(n)}" for n in config_names()),
+        "",
+        f"Fields of {name}, with their values there (* may differ when a run is taken up again):",
+    ]
+    for field in fields(load_config(name)):
+        star = "*" if field.metadata.get("free") else " "
+        head = f"{star} --config.{field.name}={_shown(field.value)}"
+        lines += [head, *textwrap.wrap(field.metadata.get("meaning", ""), 104, initial_indent=" " * 8)]
+    return "\n".join(lines)
+
+
+def _parse(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    """The config's name and the overrides, in order."""
+    names, overrides, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        flag, equals, text = word.partition("=")
+        if flag != "--config" and not flag.startswith("--config."):
+            raise UserError(f"{word}: not understood; see --help")
+        if not equals:
+            if not words:
+                raise UserError(f"{word}: needs a value; see --help")
+            text = words.pop(0)
+        if flag == "--config":
+            names.append(text)
+        else:
+            overrides.append((flag.removeprefix("--config."), text))
+    if not names:
+        raise UserError(f"--config=NAME is needed; NAME is a file or one of {', '.join(config_names())}")
+    return names[-1], overrides
+
+
+def _value(field: Field, text: str) -> Any:
+    kinds = typing.get_args(field.kind) if isinstance(field.kind, types.UnionType) else (field.kind,)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    for kind in kinds:
+        try:
+            if kind is bool:
+                return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+            if kind is int:
+                return int(text.replace("_", ""))
+            if kind is float:
+                return float(text)
+            if kind is str:
+                return text
+        except (ValueError, KeyError):
+            continue
+    raise UserError(f"--config.{field.name}={text}: must be {_kind_name(field.kind)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _kind_name(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    if isinstance(kind, types.UnionType):
+        return " or ".join("none" if k is type(None) else names[k] for k in typing.get_args(kind))
+    return names.get(kind, "left alone: it cannot be set from the command line")
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | str) else str(value)
+
+
+def _summary(name: str) -> str:
+    """The first sentence of a config file's docstring."""
+    text = importlib.import_module(f"configs.{name}").__doc__ or ""
+    return text.split("\n\n")[0].replace("\n", " ")

@@ -1,0 +1,62 @@
+"""The devices' mesh, and what lies where on it.
+
+Axes of the mesh: `data` splits the batch; `fsdp` splits the batch and the towers' width; `tensor` splits the towers'
+heads, inner width and vocabulary. Adapter, moments and metrics are on every device whole.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs.base import MeshConfig
+from mlingo_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+
+def make_mesh(settings: MeshConfig) -> Mesh:
+    """The mesh (data, fsdp, tensor) over all devices of all processes; data = -1 is all that fsdp and tensor leave.
+
+    Raises:
+        UserError: the sizes do not make up the number of devices.
+    """
+    devices = jax.device_count()
+    inner = settings.fsdp * settings.tensor
+    data = devices // inner if settings.data == -1 else settings.data
+    if data * inner != devices:
+        given = "" if settings.data == -1 else f" times data {settings.data}"
+        raise UserError(
+            f"mesh: fsdp {settings.fsdp} times tensor {settings.tensor}{given} does not make up the {devices} devices "
+            "there are; change --config.mesh"
+        )
+    return jax.make_mesh((data, settings.fsdp, settings.tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many parts a batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch(mesh: Mesh, batch_size: int) -> None:
+    """Raises a `UserError` if a batch of this size cannot be split evenly over the mesh."""
+    parts = batch_shards(mesh)
+    if batch_size % parts:
+        raise UserError(
+            f"config.batch_size is {batch_size}: must be a multiple of {parts}, for the mesh splits a batch into "
+            f"data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} parts"
+        )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The tree's arrays (equal on all processes) on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch on the mesh, its rows split over `data` and `fsdp`; each process gives its own rows."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), dict(batch))
