@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from mlingo_jax.errors import UserError
+from mlingo_jax.models.attributes import Attributes
 from mlingo_jax.models.layers import Projection, RMSNorm, attend, normal, parameter
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -28,32 +28,35 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
 }
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+LAYER_TYPES = {"full_attention", "sliding_attention"}
 
-# Attributes of config.json that leave the frozen model's computation as it is, whatever their value.
-HARMLESS = frozenset(
-    """
-    architectures auto_map model_type transformers_version transformers.js_config tokenizer_class name_or_path
-    _name_or_path _commit_hash _attn_implementation attn_implementation _flash_attn_2_enabled is_llama_config
-    unsloth_fixed unsloth_version dtype torch_dtype use_bfloat16 torchscript tf_legacy_loss use_cache
-    max_position_embeddings max_sequence_length initializer_range attention_dropout pretraining_tp
-    chunk_size_feed_forward output_attentions output_hidden_states output_scores return_dict return_dict_in_generate
-    id2label label2id problem_type finetuning_task task_specific_params prefix remove_invalid_values
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
-    max_length min_length do_sample early_stopping num_beams num_beam_groups num_return_sequences diversity_penalty
-    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    """.split()
-)
-# Attributes that would change the computation in a way not built here, and the value that switches them off.
+# Attributes that would change the computation in a way not built here, and the value that switches each off. The biases
+# and the window are read where the family has them.
 SWITCHED_OFF: Mapping[str, Any] = {
     "add_cross_attention": False,
+    "attention_bias": False,
     "is_encoder_decoder": False,
+    "mlp_bias": False,
     "partial_rotary_factor": 1.0,
     "pruned_heads": {},
     "rope_interleaved": False,
     "tie_encoder_decoder": False,
     "use_mrope": False,
+    "use_sliding_window": False,
 }
+# What older files leave out has the one value that their families had then.
+WHEN_ABSENT: Mapping[str, Any] = {"rope_theta": 10_000.0, "tie_word_embeddings": False, **SWITCHED_OFF}
+# Bookkeeping, training, generation: whatever the value, the frozen model's computation stays as it is.
+HARMLESS = """
+    _* architectures attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
+    chunk_size_feed_forward diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty finetuning_task id2label initializer_range is_llama_config label2id length_penalty
+    max_length max_position_embeddings max_sequence_length min_length name_or_path
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_* prefix pretraining_tp problem_type
+    remove_invalid_values repetition_penalty return_dict* suppress_tokens task_specific_params
+    temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
+    transformers_version typical_p unsloth_* use_bfloat16 use_cache *_token_id
+"""
 NO_WINDOW = np.iinfo(np.int32).max
 
 
@@ -92,12 +95,12 @@ class LlamaConfig:
 
     vocabulary: int
     width: int
-    inner_width: int
+    inner: int
     layers: int
     heads: int
     kv_heads: int
     head_width: int
-    norm_eps: float
+    eps: float
     activation: str
     rope_theta: float
     rope_scaling: LinearScaling | Llama3Scaling
@@ -112,139 +115,94 @@ class LlamaConfig:
     def from_json(cls, values: Mapping[str, Any], source: str) -> "LlamaConfig":
         """Reads transformers' attributes, in the spelling of its version 4 or 5; `source` is the file's name.
 
-        What older files leave out has its family's one value (no grouping of heads, no biases, theta 10000, untied).
-        Raises UserError naming any attribute that is missing, ill-typed, or changes the computation unknown to us.
+        Raises:
+            UserError: an attribute is missing, of the wrong kind, unknown, or asks for a computation not built here.
         """
-        attributes = _Attributes(values, source)
-        family = attributes.choice("model_type", FAMILIES)
+        attributes = Attributes(values, source, WHEN_ABSENT)
+        family = attributes.only("model_type", *FAMILIES)
         heads, width = attributes.count("num_attention_heads"), attributes.count("hidden_size")
-        # Qwen3's own default for head_dim is no function of the width: it has to be there.
-        head_width = attributes.count("head_dim", None if family == "qwen3" else width // heads)
-        kv_heads = attributes.count("num_key_value_heads", heads)
+        attributes.values.setdefault("num_key_value_heads", heads)
+        # Qwen3's head_dim is no function of the width: it has to be there.
+        if family != "qwen3" and width % heads == 0:
+            attributes.values.setdefault("head_dim", width // heads)
         layers = attributes.count("num_hidden_layers")
-        bias = attributes.flag("attention_bias") if family in ("llama", "qwen3") else False
+        bias = family in ("llama", "qwen3") and attributes.flag("attention_bias")
         theta, scaling = _read_rope(attributes)
         config = cls(
             vocabulary=attributes.count("vocab_size"),
             width=width,
-            inner_width=attributes.count("intermediate_size"),
+            inner=attributes.count("intermediate_size"),
             layers=layers,
             heads=heads,
-            kv_heads=kv_heads,
-            head_width=head_width,
-            norm_eps=attributes.number("rms_norm_eps"),
-            activation=attributes.choice("hidden_act", tuple(ACTIVATIONS)),
+            kv_heads=attributes.count("num_key_value_heads"),
+            head_width=attributes.count("head_dim", least=2),
+            eps=attributes.number("rms_norm_eps"),
+            activation=attributes.only("hidden_act", *ACTIVATIONS),
             rope_theta=theta,
             rope_scaling=scaling,
-            windows=_read_windows(attributes, family, layers),
+            windows=_read_windows(attributes, family, layers, stated="sliding_window" in values),
             qkv_bias=bias or family == "qwen2",
             out_bias=bias,
-            mlp_bias=attributes.flag("mlp_bias") if family == "llama" else False,
+            mlp_bias=family == "llama" and attributes.flag("mlp_bias"),
             qk_norm=family == "qwen3",
             tied=attributes.flag("tie_word_embeddings"),
         )
-        if heads % kv_heads:
-            attributes.refuse("num_key_value_heads", f"a divisor of num_attention_heads = {heads}")
-        if head_width % 2:
-            attributes.refuse("head_dim", f"an even head width (it is {head_width})")
-        attributes.refuse_unread()
+        if heads % config.kv_heads:
+            attributes.refuse("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
+        if config.head_width % 2:
+            attributes.refuse("head_dim", "even")
+        for name in SWITCHED_OFF.keys() - attributes.seen:
+            attributes.only(name, SWITCHED_OFF[name])
+        attributes.finish(HARMLESS.split())
         return config
 
 
-class _Attributes:
-    """A config.json being read: typed access by name, and a UserError for whatever was not understood."""
-
-    def __init__(self, values: Mapping[str, Any], source: str):
-        self.values, self.source, self.read = values, source, set[str]()
-
-    def value(self, name: str) -> Any:
-        self.read.add(name)
-        return self.values.get(name)
-
-    def choice(self, name: str, known: tuple[str, ...]) -> str:
-        value = self.value(name)
-        return value if value in known else self.refuse(name, f"one of {', '.join(known)}")
-
-    def count(self, name: str, default: int | None = None) -> int:
-        value = self.value(name)
-        value = default if value is None else value
-        right = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        return value if right else self.refuse(name, "a positive whole number")
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.value(name)
-        value = default if value is None else value
-        right = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-        return float(value) if right else self.refuse(name, "a positive number")
-
-    def flag(self, name: str) -> bool:
-        value = self.value(name)
-        value = False if value is None else value
-        return value if isinstance(value, bool) else self.refuse(name, "true or false")
-
-    def refuse(self, name: str, expected: str) -> Any:
-        found = f"{name} = {self.values[name]!r}" if name in self.values else f"no {name}"
-        raise UserError(f"{self.source}: expected {name} to be {expected}, found {found}")
-
-    def refuse_unread(self) -> None:
-        for name, value in self.values.items():
-            known = name in self.read or name in HARMLESS or value is None
-            if not known and not (name in SWITCHED_OFF and value == SWITCHED_OFF[name]):
-                raise UserError(
-                    f"{self.source}: the attribute {name} = {value!r} is not supported; "
-                    "take it out of the file only if it does not change what the model computes"
-                )
-
-
-def _read_rope(attributes: _Attributes) -> tuple[float, LinearScaling | Llama3Scaling]:
+def _read_rope(attributes: Attributes) -> tuple[float, LinearScaling | Llama3Scaling]:
     """theta and scaling, from rope_parameters (transformers 5) or rope_theta and rope_scaling (transformers 4)."""
-    new, old = attributes.value("rope_parameters"), attributes.value("rope_scaling")
-    name = "rope_scaling" if new is None else "rope_parameters"
-    if new is not None and old is not None:
-        attributes.refuse("rope_scaling", "absent where there are rope_parameters")
-    given = old if new is None else new
-    if not isinstance(given, dict | None):
-        attributes.refuse(name, "a table or null")
-    given = {"rope_theta": attributes.value("rope_theta"), **(given or {})}
-    rope = _Attributes(given, f"{attributes.source}: {name}")
-    kind = rope.value("rope_type") or rope.value("type") or "default"
-    theta = rope.number("rope_theta", 10_000.0)
+    old, new = attributes.get("rope_scaling"), attributes.get("rope_parameters")
+    if old is not None and new is not None:
+        attributes.refuse("rope_scaling", "absent, or rope_parameters are")
+    table = old or new or {}
+    if not isinstance(table, dict):
+        attributes.refuse("rope_parameters" if old is None else "rope_scaling", "a table")
+    when_absent = {"rope_theta": attributes.get("rope_theta"), "partial_rotary_factor": 1.0}
+    # Old files say type, new ones rope_type, some both.
+    rope = Attributes(table, attributes.source, {"rope_type": table.get("type", "default"), **when_absent})
+    theta, kind = rope.number("rope_theta", least=1), rope.only("rope_type", "default", "linear", "llama3")
+    rope.only("partial_rotary_factor", 1.0)
     if kind == "default":
         scaling = LinearScaling(1.0)
     elif kind == "linear":
-        scaling = LinearScaling(rope.number("factor"))
-    elif kind == "llama3":
+        scaling = LinearScaling(rope.number("factor", least=1))
+    else:
         low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
         if low >= high:
-            rope.refuse("high_freq_factor", f"above low_freq_factor = {low}")
-        scaling = Llama3Scaling(rope.number("factor"), low, high, rope.count("original_max_position_embeddings"))
-    else:
-        raise UserError(f"{rope.source}: expected rope_type default, linear or llama3, found {kind!r}")
-    rope.read.update(("rope_type", "type"))
-    rope.refuse_unread()
+            rope.refuse("high_freq_factor", f"above low_freq_factor, {low}")
+        context = rope.count("original_max_position_embeddings")
+        scaling = Llama3Scaling(rope.number("factor", least=1), low, high, context)
+    rope.finish(harmless=("type",))
     return theta, scaling
 
 
-def _read_windows(attributes: _Attributes, family: str, layers: int) -> tuple[int | None, ...]:
+def _read_windows(attributes: Attributes, family: str, layers: int, *, stated: bool) -> tuple[int | None, ...]:
     if family == "llama":
         return (None,) * layers
     if family == "mistral":
-        if "sliding_window" not in attributes.values:
-            attributes.refuse("sliding_window", "a number of tokens, or null for none")
-        window = None if attributes.value("sliding_window") is None else attributes.count("sliding_window")
-        return (window,) * layers
-    in_use, first = attributes.flag("use_sliding_window"), attributes.value("max_window_layers")
-    attributes.read.add("sliding_window")
-    kinds = attributes.value("layer_types")
-    if kinds is None and in_use:
-        first = attributes.count("max_window_layers") if first != 0 else 0
-        kinds = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
-    kinds = ["full_attention"] * layers if kinds is None else kinds
-    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
-        attributes.refuse("layer_types", f"{layers} times full_attention or sliding_attention")
-    if "sliding_attention" in kinds and not in_use:
-        attributes.refuse("use_sliding_window", "true where layer_types has sliding_attention")
-    return tuple(attributes.count("sliding_window") if kind == "sliding_attention" else None for kind in kinds)
+        # transformers takes 4096 where it is missing, later Mistrals mean none by null: it has to be there.
+        if not stated:
+            attributes.refuse("sliding_window", "given: a number of tokens, or null for none")
+        return (None if attributes.get("sliding_window") is None else attributes.count("sliding_window"),) * layers
+    window = attributes.count("sliding_window") if attributes.flag("use_sliding_window") else None
+    attributes.seen.update(("sliding_window", "max_window_layers"))
+    kinds = attributes.get("layer_types")
+    if kinds is None:
+        first = layers if window is None else attributes.count("max_window_layers", least=0)
+        kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= LAYER_TYPES:
+        attributes.refuse("layer_types", f"a list of {layers}, each {' or '.join(sorted(LAYER_TYPES))}")
+    if "sliding_attention" in kinds and window is None:
+        attributes.refuse("use_sliding_window", "true, since layer_types has sliding_attention")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("key", "value", "positions"), meta_fields=())
@@ -300,7 +258,7 @@ class Attention(nnx.Module):
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         sizes = {"D": config.width, "N": config.heads, "K": config.kv_heads, "H": config.head_width}
         project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
-        norm = partial(RMSNorm, config.head_width, axis="H", eps=config.norm_eps, layers=config.layers, dtype=dtype)
+        norm = partial(RMSNorm, config.head_width, axis="H", eps=config.eps, layers=config.layers, dtype=dtype)
         self.query = project("BTD,DNH->BTNH", bias="NH" if config.qkv_bias else "")
         self.key = project("BTD,DKH->BTKH", bias="KH" if config.qkv_bias else "")
         self.value = project("BTD,DKH->BTKH", bias="KH" if config.qkv_bias else "")
@@ -322,7 +280,7 @@ class MLP(nnx.Module):
     """The gated feed-forward block: down(activation(gate(x)) * up(x))."""
 
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        sizes = {"D": config.width, "F": config.inner_width}
+        sizes = {"D": config.width, "F": config.inner}
         project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
         self.activation = config.activation
         self.gate = project("BTD,DF->BTF", bias="F" if config.mlp_bias else "")
@@ -337,7 +295,7 @@ class Layers(nnx.Module):
     """All decoder layers, stacked; a scan takes them one by one, and then these methods are one layer's."""
 
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        norm = partial(RMSNorm, config.width, eps=config.norm_eps, layers=config.layers, dtype=dtype)
+        norm = partial(RMSNorm, config.width, eps=config.eps, layers=config.layers, dtype=dtype)
         self.attention_norm = norm()
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.mlp_norm = norm()
@@ -367,7 +325,7 @@ class Llama(nnx.Module):
         initial = partial(parameter, "VD", sizes, None, dtype=dtype)
         self.embedding = initial(init=normal(rngs, config.width**-0.5))
         self.layers = Layers(config, dtype=dtype, rngs=rngs)
-        self.norm = RMSNorm(config.width, eps=config.norm_eps, dtype=dtype)
+        self.norm = RMSNorm(config.width, eps=config.eps, dtype=dtype)
         self.head = None if config.tied else initial(init=normal(rngs, config.width**-0.5))
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
