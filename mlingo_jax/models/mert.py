@@ -1,0 +1,448 @@
+"""MERT, the frozen encoder: a HuBERT-shaped network over raw audio.
+
+For one clip it computes what MERT's `modeling_MERT.py` and transformers' `HubertModel` compute. In a padded batch it
+differs from them on purpose: statistics, attention and pooling see a row's own frames only, so that a clip's features
+do not depend on its neighbours.
+
+Axes: B rows, N samples (of a waveform), T frames or convolution taps, I and O input and output channels, C the last
+convolution's channels, D width, F inner width, N heads and H head width (of a kernel), L layers,
+S hidden states (L + 1), K pooling windows.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from mlingo_jax.errors import UserError
+from mlingo_jax.models.layers import LayerNorm, Projection, attend, normal, parameter
+
+Value = TypeVar("Value")
+Samples = TypeVar("Samples", bound=int | np.integer | np.ndarray | Array)
+
+# transformers' names; its "gelu" is the exact one.
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+# PyTorch's default: the convolutions' norms do not read the configuration's layer_norm_eps.
+CONV_NORM_EPS = 1e-5
+
+# Attributes that older configurations do not have yet, and the meaning of their absence.
+WHEN_ABSENT: Mapping[str, Any] = {
+    "conv_pos_batch_norm": False,
+    "deepnorm": False,
+    "feat_proj_layer_norm": True,
+    "feature_extractor_cqt": False,
+    "model_type": "hubert",
+}
+
+# Attributes of training, other heads, or bookkeeping: none changes a hidden state of the frozen encoder.
+# (attention_relax acts only together with deepnorm, the number of CQT bins only together with CQT.)
+HARMLESS = frozenset(
+    """
+    activation_dropout apply_spec_augment architectures attention_dropout attention_relax auto_map bos_token_id
+    classifier_proj_size ctc_loss_reduction ctc_zero_infinity dtype eos_token_id feat_extract_dropout feat_proj_dropout
+    feature_extractor_cqt_bins final_dropout finetuning_task gradient_checkpointing hidden_dropout id2label
+    initializer_range is_encoder_decoder chunk_size_feed_forward label2id layerdrop output_attentions
+    output_hidden_states pad_token_id problem_type proj_codevector_dim return_dict sample_rate tokenizer_class
+    torch_dtype transformers_version use_weighted_layer_sum vocab_size
+    """.split()
+)
+HARMLESS_PREFIXES = ("_", "mask_time_", "mask_feature_", "mask_channel_")
+
+
+@dataclass(frozen=True)
+class MertConfig:
+    """An encoder's architecture, as its `config.json` gives it."""
+
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    eps: float
+    activation: str
+    pre_norm: bool
+    conv_widths: tuple[int, ...]
+    conv_kernels: tuple[int, ...]
+    conv_strides: tuple[int, ...]
+    conv_bias: bool
+    conv_norm: str
+    conv_activation: str
+    projection_norm: bool
+    position_taps: int
+    position_groups: int
+    mask_embedding: bool
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: str) -> "MertConfig":
+        """Reads a Hugging Face `config.json` of a MERT or HuBERT model; `source` is its name, for messages.
+
+        Raises:
+            UserError: an attribute is missing or of the wrong kind, or asks for a computation that is not this one.
+        """
+        reader = _Reader({**WHEN_ABSENT, **values}, source)
+        reader.only("model_type", "mert_model", "hubert")
+        for switch in ("feature_extractor_cqt", "deepnorm", "conv_pos_batch_norm"):
+            reader.only(switch, False)
+        config = cls(
+            width=reader.count("hidden_size"),
+            inner=reader.count("intermediate_size"),
+            layers=reader.count("num_hidden_layers"),
+            heads=reader.count("num_attention_heads"),
+            eps=reader.number("layer_norm_eps"),
+            activation=reader.only("hidden_act", *ACTIVATIONS),
+            pre_norm=reader.flag("do_stable_layer_norm"),
+            conv_widths=reader.counts("conv_dim"),
+            conv_kernels=reader.counts("conv_kernel"),
+            conv_strides=reader.counts("conv_stride"),
+            conv_bias=reader.flag("conv_bias"),
+            conv_norm=reader.only("feat_extract_norm", "group", "layer"),
+            conv_activation=reader.only("feat_extract_activation", *ACTIVATIONS),
+            projection_norm=reader.flag("feat_proj_layer_norm"),
+            position_taps=reader.count("num_conv_pos_embeddings"),
+            position_groups=reader.count("num_conv_pos_embedding_groups"),
+            # transformers makes this parameter only where training is to mask something.
+            mask_embedding=reader.number("mask_time_prob") > 0 or reader.number("mask_feature_prob") > 0,
+        )
+        reader.only("num_feat_extract_layers", len(config.conv_widths), absent_is_fine=True)
+        reader.finish()
+        if not len(config.conv_widths) == len(config.conv_kernels) == len(config.conv_strides):
+            raise UserError(f"{source}: conv_dim, conv_kernel and conv_stride must be lists of one length")
+        for divisor in ("heads", "position_groups"):
+            if config.width % getattr(config, divisor):
+                raise UserError(f"{source}: hidden_size {config.width} does not divide by {divisor} of the same file")
+        return config
+
+    @property
+    def states(self) -> int:
+        """Number of hidden states: the first layer's input and every layer's output."""
+        return self.layers + 1
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(self.conv_strides)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees; the shortest audio that has a frame."""
+        reaches = [(k - 1) * math.prod(self.conv_strides[:i]) for i, k in enumerate(self.conv_kernels)]
+        return 1 + sum(reaches)
+
+    def frames(self, samples: Samples) -> Samples:
+        """Number of frames of that many samples, for an integer or an array of them; 0 below the receptive field."""
+        for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
+            samples = _conv_length(samples, kernel, stride)
+        return samples
+
+
+class _Reader:
+    """Reads a configuration's attributes one by one, each with its check, and knows which were never read."""
+
+    def __init__(self, values: Mapping[str, Any], source: str):
+        self.values = values
+        self.source = source
+        self.seen: set[str] = set()
+
+    def only(self, name: str, *allowed: Value, absent_is_fine: bool = False) -> Value:
+        if absent_is_fine and name not in self.values:
+            return allowed[0]
+        return self._take(name, lambda v: v in allowed, " or ".join(map(repr, allowed)))
+
+    def flag(self, name: str) -> bool:
+        return self._take(name, lambda v: isinstance(v, bool), "true or false")
+
+    def number(self, name: str) -> float:
+        return float(self._take(name, lambda v: isinstance(v, int | float) and v >= 0, "a number, not negative"))
+
+    def count(self, name: str) -> int:
+        return self._take(name, _is_count, "a positive integer")
+
+    def counts(self, name: str) -> tuple[int, ...]:
+        def is_right(value: Any) -> bool:
+            return isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_count, value))
+
+        return tuple(self._take(name, is_right, "a list of positive integers"))
+
+    def finish(self) -> None:
+        """Refuses attributes that were not read and are not known to be without effect."""
+        unknown = self.values.keys() - self.seen - HARMLESS
+        unknown = sorted(name for name in unknown if not name.startswith(HARMLESS_PREFIXES))
+        if unknown:
+            raise UserError(
+                f"{self.source}: unknown attribute {', '.join(unknown)}: the encoder may compute something "
+                "else with it; remove it from the file if it has no effect on the hidden states"
+            )
+
+    def _take(self, name: str, is_right: Callable[[Any], bool], expected: str) -> Any:
+        self.seen.add(name)
+        if name not in self.values:
+            raise UserError(f"{self.source}: no {name}: expected {expected}; is this a MERT or HuBERT configuration?")
+        value = self.values[name]
+        if not is_right(value):
+            raise UserError(f"{self.source}: {name} is {value!r}, but this encoder handles only {expected}")
+        return value
+
+
+class ChannelNorm(nnx.Module):
+    """Group normalisation with one channel per group: over a row's valid frames, in float32."""
+
+    def __init__(self, size: int, *, dtype: DTypeLike):
+        self.scale = parameter("O", {"O": size}, None, jnp.ones, dtype)
+        self.bias = parameter("O", {"O": size}, None, jnp.zeros, dtype)
+
+    def __call__(self, x: Float[Array, "B T O"], frames: Int[Array, " B"]) -> Float[Array, "B T O"]:
+        valid = _valid(x, frames)
+        count = jnp.maximum(frames, 1)[:, None, None]
+        y = x.astype(jnp.float32)
+        y = y - jnp.sum(y, axis=1, keepdims=True, where=valid) / count
+        variance = jnp.sum(jnp.square(y), axis=1, keepdims=True, where=valid) / count
+        y = y * jax.lax.rsqrt(variance + CONV_NORM_EPS)
+        return (y * self.scale[...].astype(y.dtype) + self.bias[...].astype(y.dtype)).astype(x.dtype)
+
+
+class ConvLayer(nnx.Module):
+    """Strided convolution without padding, norm (none, `ChannelNorm` or `LayerNorm`), activation."""
+
+    def __init__(self, config: MertConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        inputs = config.conv_widths[index - 1] if index else 1
+        outputs, taps = config.conv_widths[index], config.conv_kernels[index]
+        self.stride = config.conv_strides[index]
+        self.activation = config.conv_activation
+        sizes = {"T": taps, "I": inputs, "O": outputs}
+        self.kernel = parameter("TIO", sizes, None, normal(rngs, (taps * inputs) ** -0.5), dtype)
+        self.bias = parameter("O", sizes, None, jnp.zeros, dtype) if config.conv_bias else None
+        if config.conv_norm == "layer":
+            self.norm = LayerNorm(outputs, axis="O", eps=CONV_NORM_EPS, dtype=dtype)
+        else:
+            self.norm = None if index else ChannelNorm(outputs, dtype=dtype)
+
+    def frames(self, frames: Int[Array, " B"]) -> Int[Array, " B"]:
+        """Number of valid output frames of that many input frames."""
+        return _conv_length(frames, self.kernel.shape[0], self.stride)
+
+    def __call__(self, x: Float[Array, "B T I"], frames: Int[Array, " B"]) -> Float[Array, "B U O"]:
+        """`frames` counts the output's valid frames."""
+        # A full-precision product costs nothing for the one channel of the waveform; see `Mert.hidden_states`.
+        precision = jax.lax.Precision.HIGHEST if x.shape[-1] == 1 else None
+        kernel = self.kernel[...].astype(x.dtype)
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (self.stride,), "VALID", dimension_numbers=("NTC", "TIO", "NTC"), precision=precision
+        )
+        if self.bias is not None:
+            x = x + self.bias[...].astype(x.dtype)
+        if isinstance(self.norm, ChannelNorm):
+            x = self.norm(x, frames)
+        elif self.norm is not None:
+            x = self.norm(x)
+        return ACTIVATIONS[self.activation](x)
+
+
+class PositionConv(nnx.Module):
+    """Grouped convolution over time that stands in for position embeddings; weight norm kept as gain and direction."""
+
+    def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.groups = config.position_groups
+        self.activation = config.conv_activation
+        inputs = config.width // self.groups
+        sizes = {"T": config.position_taps, "I": inputs, "O": config.width}
+        self.gain = parameter("T", sizes, None, jnp.ones, dtype)
+        self.direction = parameter("TIO", sizes, None, normal(rngs, 1.0), dtype)
+        self.bias = parameter("O", sizes, None, jnp.zeros, dtype)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        kernel = self.kernel().astype(x.dtype)
+        taps = len(kernel)
+        # Half the taps on either side; an even number would give one frame more, and the last one is dropped.
+        padding = (taps // 2, (taps - 1) // 2)
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (1,), (padding,), dimension_numbers=("NTC", "TIO", "NTC"), feature_group_count=self.groups
+        )
+        return ACTIVATIONS[self.activation](x + self.bias[...].astype(x.dtype))
+
+    def kernel(self) -> Float32[Array, "T I O"]:
+        """Each tap's direction scaled to the length that its gain gives."""
+        direction = self.direction[...].astype(jnp.float32)
+        length = jnp.sqrt(jnp.square(direction).sum((1, 2), keepdims=True))
+        return self.gain[...].astype(jnp.float32)[:, None, None] * direction / length
+
+
+class Attention(nnx.Module):
+    """Self-attention of all frames to a row's valid frames."""
+
+    def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        sizes = {"D": config.width, "N": config.heads, "H": config.width // config.heads}
+        project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
+        self.query = project("BTD,DNH->BTNH", bias="NH")
+        self.key = project("BTD,DNH->BTNH", bias="NH")
+        self.value = project("BTD,DNH->BTNH", bias="NH")
+        self.out = project("BTNH,NHD->BTD", bias="D")
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T S"]) -> Float[Array, "B T D"]:
+        return self.out(attend(self.query(x), self.key(x), self.value(x), mask))
+
+
+class MLP(nnx.Module):
+    """Two linear maps with an activation between them."""
+
+    def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        sizes = {"D": config.width, "F": config.inner}
+        project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
+        self.activation = config.activation
+        self.up = project("BTD,DF->BTF", bias="F")
+        self.down = project("BTF,FD->BTD", bias="D")
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class Layers(nnx.Module):
+    """All transformer layers, stacked along L; a scan's slice of them is one layer, and that is what is called."""
+
+    def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.pre_norm = config.pre_norm
+        norm = partial(LayerNorm, config.width, eps=config.eps, layers=config.layers, dtype=dtype)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.attention_norm = norm()
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.mlp_norm = norm()
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T S"]) -> Float[Array, "B T D"]:
+        if self.pre_norm:
+            x = x + self.attention(self.attention_norm(x), mask)
+            return x + self.mlp(self.mlp_norm(x))
+        x = self.attention_norm(x + self.attention(x, mask))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class Mert(nnx.Module):
+    """The encoder. Parameters are kept, and the layers computed, in `dtype`; norms and pooling in float32."""
+
+    def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        width, channels = config.width, config.conv_widths[-1]
+        convs = range(len(config.conv_widths))
+        self.conv_layers = nnx.List([ConvLayer(config, i, dtype=dtype, rngs=rngs) for i in convs])
+        self.feature_norm = (
+            LayerNorm(channels, axis="C", eps=config.eps, dtype=dtype) if config.projection_norm else None
+        )
+        sizes = {"C": channels, "D": width}
+        self.feature_projection = Projection("BTC,CD->BTD", sizes, bias="D", dtype=dtype, rngs=rngs)
+        mask = config.mask_embedding
+        self.masked_spec_embed = parameter("D", sizes, None, normal(rngs, 1.0), dtype) if mask else None
+        self.position_conv = PositionConv(config, dtype=dtype, rngs=rngs)
+        self.layers = Layers(config, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(width, eps=config.eps, dtype=dtype)
+
+    def features(
+        self,
+        waveform: Float[Array, "B N"],
+        lengths: Int[Array, " B"],
+        *,
+        window: int,
+        keep_states: bool = False,
+        mask_time: Bool[Array, "B T"] | None = None,
+        remat: bool = False,
+    ) -> Float32[Array, "B *S K D"]:
+        """Music features: the mean over hidden states, then over windows of `window` valid frames.
+
+        Each row's first `lengths` samples count. A row's last window may be shorter; windows behind it are 0.
+        K = ceil(frames(N) / window). `keep_states` leaves out the mean over the S hidden states. `mask_time`
+        (SpecAugment) puts the learned mask vector in the place of these frames. `remat` recomputes each layer in the
+        backward pass.
+        """
+        frames = self.config.frames(lengths)
+        # A state is pooled where it is made: S states of K windows are kept, never S states of T frames.
+        pool = partial(_pool, frames=frames, window=window)
+        states = self._states(waveform, lengths, pool, mask_time, remat)
+        return jnp.moveaxis(states, 0, 1) if keep_states else states.mean(0)
+
+    def hidden_states(self, waveform: Float[Array, "B N"], lengths: Int[Array, " B"]) -> Float[Array, "S B T D"]:
+        """Every hidden state, as transformers 4 returns them: the last one is normed in a pre-norm encoder as well.
+
+        Frames past a row's own hold finite numbers without meaning.
+        """
+        return self._states(waveform, lengths, lambda x: x, None, False)
+
+    def _states(
+        self,
+        waveform: Float[Array, "B N"],
+        lengths: Int[Array, " B"],
+        keep: Callable[[Array], Array],
+        mask_time: Bool[Array, "B T"] | None,
+        remat: bool,
+    ) -> Float[Array, "S ..."]:
+        """`keep(hidden state)` of all hidden states."""
+        x, frames = self._frame_vectors(waveform, lengths, mask_time)
+        x = x + self.position_conv(x)
+        if not self.config.pre_norm:
+            x = self.norm(x)
+        mask = jnp.broadcast_to(_valid(x, frames).swapaxes(1, 2), (*x.shape[:2], x.shape[1]))
+        static, stacked = nnx.split(self.layers)
+
+        def step(x: Array, layer: nnx.State) -> tuple[Array, Array]:
+            return nnx.merge(static, layer)(x, mask), keep(x)
+
+        x, states = jax.lax.scan(jax.checkpoint(step) if remat else step, x, stacked)
+        if self.config.pre_norm:
+            x = self.norm(x)
+        return jnp.concatenate([states, keep(x)[None]])
+
+    def _frame_vectors(
+        self, waveform: Float[Array, "B N"], lengths: Int[Array, " B"], mask_time: Bool[Array, "B T"] | None
+    ) -> tuple[Float[Array, "B T D"], Int[Array, " B"]]:
+        """The transformer's input before positions, 0 past a row's frames, and the number of these."""
+        # The first convolution runs in float32: its high-pass channels are what is left of the large low frequencies,
+        # and its norm would blow a bfloat16 waveform's rounding up to full scale.
+        x, frames = waveform.astype(jnp.float32)[..., None], lengths
+        for layer in self.conv_layers:
+            frames = layer.frames(frames)
+            x = layer(x, frames).astype(self.dtype)
+        if self.feature_norm is not None:
+            x = self.feature_norm(x)
+        x = self.feature_projection(x)
+        if mask_time is not None:
+            if self.masked_spec_embed is None:
+                raise ValueError("mask_time given, but this encoder has no masked_spec_embed")
+            x = jnp.where(mask_time[..., None], self.masked_spec_embed[...].astype(x.dtype), x)
+        return jnp.where(_valid(x, frames), x, 0), frames
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _conv_length(length: Samples, kernel: int, stride: int) -> Samples:
+    """Outputs of a convolution without padding; 0 where the input is shorter than the kernel."""
+    outputs: Any = (length - kernel) // stride + 1
+    return outputs * (outputs > 0)
+
+
+def _valid(x: Float[Array, "B T C"], frames: Int[Array, " B"]) -> Bool[Array, "B T 1"]:
+    """True for each row's first `frames` frames."""
+    return (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
+
+
+def _pool(x: Float[Array, "B T D"], frames: Int[Array, " B"], window: int) -> Float32[Array, "B K D"]:
+    """Means over windows of `window` frames, of each row's first `frames` frames only; 0 for a window without any."""
+    batch, length, width = x.shape
+    windows = -(-length // window)
+    x = jnp.where(_valid(x, frames), x.astype(jnp.float32), 0)
+    x = jnp.pad(x, ((0, 0), (0, windows * window - length), (0, 0)))
+    counts = jnp.clip(frames[:, None] - window * jnp.arange(windows), 1, window)
+    return x.reshape(batch, windows, window, width).sum(2) / counts[..., None]
