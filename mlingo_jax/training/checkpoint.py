@@ -1,0 +1,222 @@
+"""Checkpoints of a run: adapter, optimiser, step, the data iterator's state and the towers' identity; never the towers.
+
+A run's folder holds `run.json` (what the run is) and `checkpoints/STEP/` (Orbax). Beside Orbax's files each checkpoint
+gets SHA256SUMS (`sha256sum -c` reads it): Orbax itself does not notice a flipped bit.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from mlingo_jax.errors import UserError
+
+SUMS = "SHA256SUMS"
+RUN = "run.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds, as numpy arrays and JSON values."""
+
+    step: int
+    adapter: dict[str, Any]
+    optimizer: dict[str, Any]
+    data: dict[str, Any]
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run, in the background, and keeps the newest `keep`. A context manager.
+
+    A checkpoint that cannot be written (a full disk) leaves those before it as they are and raises `UserError`: here,
+    or at the next save, or at the end of the context.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int):
+        self._folder = workdir / "checkpoints"
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: tuple[int, Future[None]] | None = None
+        # Any: LatestN does not fit the protocol that Orbax declares for it.
+        newest: Any = ocp.training.preservation_policies.LatestN(keep)
+        self._checkpointer = ocp.training.Checkpointer(
+            str(self._folder.absolute()),
+            preservation_policy=newest,
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, saved: Saved, towers: Mapping[str, Any]) -> None:
+        """Starts writing a checkpoint; `towers` is their identity. The arrays must not change afterwards."""
+        self.wait()
+        self._check_space(saved)
+        response = self._checkpointer.save_checkpointables_async(
+            saved.step,
+            {"adapter": saved.adapter, "optimizer": saved.optimizer},
+            custom_metadata={"data": saved.data, "towers": dict(towers)},
+            force=True,
+        )
+        assert response is not None
+        self._pending = saved.step, self._thread.submit(_finish, response, self._folder / str(saved.step))
+
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending[1].result()
+        except Exception as error:
+            # Orbax passes on whatever its threads raised: ValueError for a full disk, among others.
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            reason = os.strerror(int(code[1])) if code else str(error).splitlines()[0]
+            raise UserError(self._failure(pending[0], reason)) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except UserError:
+            # What ended the run matters more than that its last checkpoint failed as well.
+            if kind is None:
+                raise
+        finally:
+            self._thread.shutdown()
+            if kind is None:
+                self._checkpointer.close()
+
+    def _check_space(self, saved: Saved) -> None:
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((saved.adapter, saved.optimizer))) + (1 << 20)
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            reason = f"it needs {needed / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB left"
+            raise UserError(self._failure(saved.step, reason))
+
+    def _failure(self, step: int, reason: str) -> str:
+        steps = [s for s in _steps(self._folder) if s != step]
+        kept = f"the checkpoint of step {steps[-1]} stays" if steps else "there is none yet"
+        return (
+            f"{self._folder}: the checkpoint of step {step} could not be saved: {reason}; {kept}. "
+            "Make room and give the same command again"
+        )
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder is that of a training run."""
+    return (Path(folder) / RUN).is_file()
+
+
+def read_run(workdir: str | Path) -> dict[str, Any]:
+    """A run's `run.json`. Raises `UserError` if it is missing or not JSON."""
+    path = Path(workdir) / RUN
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{workdir}: no {RUN} in it, so it is not the folder of a training run") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); the run cannot be taken up, choose another workdir") from error
+
+
+def load_run_adapter(workdir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The adapter's parameters of a run's last good checkpoint (numpy, float32), and its `run.json`.
+
+    Raises:
+        UserError: the folder is not a run's, or has no good checkpoint yet.
+    """
+    run = read_run(workdir)
+    saved = restore(workdir)
+    if saved is None:
+        raise UserError(f"{workdir}: the run has no checkpoint yet; let it train further")
+    return saved.adapter, run
+
+
+def restore(workdir: str | Path, *, remove_damaged: bool = False) -> Saved | None:
+    """The last good checkpoint, or None if there never was one. Warns of damaged ones, and removes them if asked to.
+
+    Raises:
+        UserError: there are checkpoints and all of them are damaged.
+    """
+    folder = Path(workdir).absolute() / "checkpoints"
+    damaged: list[int] = []
+    for step in reversed(_steps(folder)):
+        try:
+            saved = _read(folder / str(step))
+        except Exception as error:
+            # Orbax and its storage raise many kinds of errors over a damaged file; each means the same here.
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            warnings.warn(f"{folder / str(step)}: damaged checkpoint ({reason}), trying the one before", stacklevel=2)
+            damaged.append(step)
+            continue
+        if remove_damaged:
+            for bad in damaged:
+                shutil.rmtree(folder / str(bad))
+        return saved
+    if damaged:
+        raise UserError(f"{folder}: all checkpoints are damaged ({damaged}); remove the folder to start anew")
+    return None
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of all finished checkpoints, rising; one that was being written still has another name."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+
+
+def _read(folder: Path) -> Saved:
+    _check_sums(folder)
+    items = ocp.load_checkpointables(str(folder))
+    metadata = ocp.checkpointables_metadata(str(folder)).custom_metadata
+    data = metadata.get("data") if isinstance(metadata, dict) else None
+    if not isinstance(data, dict):
+        raise ValueError("its metadata cannot be read")
+    return Saved(step=int(folder.name), data=data, adapter=items["adapter"], optimizer=items["optimizer"])
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(SUMS))
+
+
+def _finish(response: ocp.AsyncResponse[bool], folder: Path) -> None:
+    response.result()
+    if jax.process_index() == 0:
+        _write_sums(folder)
+
+
+def _write_sums(folder: Path) -> None:
+    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
+    temporary = folder / f"{SUMS}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / SUMS)
+
+
+def _check_sums(folder: Path) -> None:
+    """Raises ValueError for a file that is not what was written; a run killed before it wrote the sums left none."""
+    if not (folder / SUMS).exists():
+        return
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+            raise ValueError(f"{name} is missing or not what was written")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_host(tree: Any) -> Any:
+    """The tree's arrays as numpy copies: a checkpoint is written while the originals are donated to the next step."""
+    return jax.tree.map(lambda x: np.array(x), tree)

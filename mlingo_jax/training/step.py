@@ -1,0 +1,166 @@
+"""The train step: a pure function from a state and a micro-batch to the next state and what is worth knowing of it.
+
+Only the adapter's parameters are differentiated. The towers are an argument: a closure would bake gigabytes into the
+program, and donating them would lose them. Axes: B rows, L places, M music tokens, N samples, D encoder width.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from configs.base import Config
+from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.mert import Mert
+from mlingo_jax.models.musilingo import answer_loss
+from mlingo_jax.training.optim import Params, adamw, clip, init_moments, learning_rate
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes, all of it donated to the next one.
+
+    step: micro-steps done.
+    adapter: the trained parameters, float32.
+    moments: AdamW's (training/optim.py).
+    gradient: the loss sum's gradient, summed over the micro-steps since the last update.
+    weight: the number of answer tokens in it.
+    """
+
+    step: Int[Array, ""]
+    adapter: Params
+    moments: Params
+    gradient: Params
+    weight: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The static halves of the networks (`nnx.split`); without `mert`, batches bring `music` along.
+
+    keep_states: the adapter weighs the encoder's hidden states itself, so features keep them apart.
+    """
+
+    adapter: nnx.GraphDef[Adapter]
+    llm: nnx.GraphDef[Llama]
+    mert: nnx.GraphDef[Mert] | None
+    keep_states: bool
+
+
+def init_state(adapter: Params) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        adapter=adapter,
+        moments=init_moments(adapter),
+        gradient=jax.tree.map(jnp.zeros_like, adapter),
+        weight=jnp.zeros((), jnp.float32),
+    )
+
+
+def loss_sum(
+    adapter: Params, frozen: Mapping[str, Params], batch: Batch, networks: Networks, config: Config
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss summed over the batch's answer tokens, and their number; hears the audio if the batch brings any."""
+    if networks.mert is None:
+        music = batch["music"]
+    else:
+        mert = nnx.merge(networks.mert, nnx.State(frozen["mert"]))
+        music = mert.features(
+            batch["waveform"], batch["waveform_length"], window=config.mert.window, keep_states=networks.keep_states
+        )
+    llm = nnx.merge(networks.llm, nnx.State(frozen["llm"]))
+    return answer_loss(
+        llm,
+        nnx.merge(networks.adapter, nnx.State(adapter)),
+        batch,
+        jax.lax.stop_gradient(music),
+        remat=config.llm.remat,
+    )
+
+
+def train_step(
+    state: TrainState, frozen: Mapping[str, Params], batch: Batch, *, networks: Networks, config: Config
+) -> tuple[TrainState, Metrics]:
+    """One micro-step; every `config.accumulate`-th one updates the adapter.
+
+    An update's gradient is that of (loss sum) / (number of answer tokens) over all its micro-batches, so it does not
+    depend on how the examples fall into them.
+
+    Metrics, float32 scalars: loss (of this micro-batch), tokens (its answer tokens), learning_rate, gradient_norm (of
+    the mean gradient gathered since the last update, before clipping), update_norm (0 between updates), parameter_norm.
+    """
+    (total, tokens), gradient = jax.value_and_grad(loss_sum, has_aux=True)(
+        state.adapter, frozen, batch, networks, config
+    )
+    gradient = jax.tree.map(jnp.add, state.gradient, gradient)
+    weight = state.weight + tokens
+    mean = jax.tree.map(lambda g: g / _at_least_one(weight), gradient)
+    norm = optax.tree.norm(mean)
+    rate = learning_rate(state.step, config.optim, config.steps)
+    gathered = dataclasses.replace(state, step=state.step + 1, gradient=gradient, weight=weight)
+
+    def update(state: TrainState) -> tuple[TrainState, Array]:
+        change, moments = adamw(
+            clip(mean, norm, config.optim.clip_norm), state.moments, state.adapter, rate, config.optim
+        )
+        updated = TrainState(
+            step=state.step,
+            adapter=jax.tree.map(jnp.add, state.adapter, change),
+            moments=moments,
+            gradient=jax.tree.map(jnp.zeros_like, gradient),
+            weight=jnp.zeros_like(weight),
+        )
+        return updated, optax.tree.norm(change)
+
+    def keep(state: TrainState) -> tuple[TrainState, Array]:
+        return state, jnp.zeros_like(norm)
+
+    new, update_norm = jax.lax.cond(gathered.step % config.accumulate == 0, update, keep, gathered)
+    metrics = {
+        "loss": total / _at_least_one(tokens),
+        "tokens": tokens,
+        "learning_rate": rate,
+        "gradient_norm": norm,
+        "update_norm": update_norm,
+        "parameter_norm": optax.tree.norm(new.adapter),
+    }
+    return new, metrics
+
+
+def compile_train_step(
+    networks: Networks, config: Config, mesh: Mesh
+) -> Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Metrics]]:
+    """`train_step` jitted for a mesh: the state donated and on every device whole, like the metrics."""
+
+    def step(state: TrainState, frozen: Mapping[str, Params], batch: Batch) -> tuple[TrainState, Metrics]:
+        return train_step(state, frozen, batch, networks=networks, config=config)
+
+    return jax.jit(step, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
+
+
+def compile_eval_step(
+    networks: Networks, config: Config, mesh: Mesh
+) -> Callable[[Params, Mapping[str, Params], Batch], tuple[Array, Array]]:
+    """`loss_sum` jitted for a mesh: (adapter, frozen, batch) -> (loss sum, number of answer tokens)."""
+
+    def step(adapter: Params, frozen: Mapping[str, Params], batch: Batch) -> tuple[Array, Array]:
+        return loss_sum(adapter, frozen, batch, networks, config)
+
+    return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
+
+
+def _at_least_one(weight: Float[Array, ""]) -> Float[Array, ""]:
+    # A micro-batch without an answer token has loss 0, not 0 / 0.
+    return jnp.where(weight > 0, weight, 1)
