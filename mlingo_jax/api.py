@@ -1,0 +1,291 @@
+"""The Python interface: `mlingo_jax.load` gives a model that hears clips, scores answers and answers questions.
+
+Axes: B rows, L places in a row, M (or K) music tokens, N samples, D encoder width, E language-model width.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from conversion.load import Tower, load_adapter, load_tower
+from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
+from mlingo_jax.data.hearing import Ear
+from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, load_tokenizer
+from mlingo_jax.errors import UserError
+from mlingo_jax.inference import generate as inference
+from mlingo_jax.inference.generate import Answer, Options
+from mlingo_jax.inference.sampling import row_keys
+from mlingo_jax.inference.stopping import StopRule, read_eos, stop_rule
+from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.llama import Llama, LlamaConfig
+from mlingo_jax.models.mert import MertConfig
+from mlingo_jax.models.musilingo import embed_rows, token_log_probs
+from mlingo_jax.training.checkpoint import is_run, load_run_adapter
+
+Clip = str | Path | tuple[np.ndarray, int]
+
+# Rows are padded to a multiple of this many places, so that questions of like length share a compiled program.
+PLACES = 64
+# MusiLingo's temporal compression: encoder frames averaged into one music token (4.33 s at 75 Hz).
+WINDOW = 325
+
+
+@dataclasses.dataclass(frozen=True)
+class MusiLingo:
+    """A frozen encoder, a trained adapter and a frozen language model; made by `load`.
+
+    A clip is an audio file's path, or (waveform, sample rate). Lists go together: clip i, question i, answer i; one
+    question given as a string is asked about every clip.
+    Whatever is asked in one call, each row's result is that of the row alone.
+    """
+
+    ear: Ear
+    llm: Tower
+    adapter_graph: nnx.GraphDef[Adapter]
+    adapter: Any
+    prompt: Prompt
+    mesh: Mesh | None = None
+
+    def encode(self, clips: Sequence[Clip]) -> list[Float[np.ndarray, "..."]]:
+        """Music features of each clip, before the adapter: float32 [K, D], one every 4.33 s with MusiLingo's window.
+
+        With learned state weights in the adapter: [S, K, D], one row of features per hidden state of the encoder.
+
+        Raises:
+            UserError: a clip cannot be read, is shorter than the encoder's receptive field, or holds NaN.
+        """
+        return self._hear([self._waveform(clip) for clip in clips])
+
+    def score(
+        self, clips: Sequence[Clip], questions: str | Sequence[str], answers: Sequence[str]
+    ) -> list[Float[np.ndarray, "_"]]:
+        """Log-probability of each token of each answer given clip and question, the end symbol's tokens included.
+
+        An answer longer than the prompt's limit is cut as in training. The loss of row i is `-scores[i].mean()`.
+
+        Raises:
+            UserError: a clip cannot be heard, or the lists are of different lengths.
+        """
+        questions, answers = _one_each(clips, questions, "questions"), _one_each(clips, answers, "answers")
+        features = self.encode(clips)
+        rows = [self.prompt.row(q, a, f.shape[-2]) for q, a, f in zip(questions, answers, features, strict=True)]
+        with self._on_mesh():
+            log_probs = _log_probs(self._graphdefs, self._params, *self._batch(rows, features))
+        return [scores[: len(row.tokens)][row.loss_weights > 0] for scores, row in zip(log_probs, rows, strict=False)]
+
+    def answer(
+        self,
+        clips: Sequence[Clip],
+        questions: str | Sequence[str],
+        *,
+        max_new_tokens: int = 300,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_beams: int = 1,
+        seed: int = 0,
+    ) -> list[str]:
+        """The answer to each question about each clip.
+
+        Temperature 0 takes the most probable token (or, with `num_beams`, the best of that many beams); above 0 a token
+        is drawn, from the `top_k` most probable ones and the smallest set of them that holds `top_p` of the mass.
+        A draw depends on the seed, the clip and the question, not on the other rows.
+
+        Raises:
+            UserError: a clip cannot be heard, the lists are of different lengths, or an option is out of its range.
+        """
+        options = Options(max_new_tokens, temperature, top_k, top_p, num_beams)
+        return [answer.text for answer in self.generate(clips, questions, options, seed=seed)]
+
+    def generate(
+        self, clips: Sequence[Clip], questions: str | Sequence[str], options: Options | None = None, *, seed: int = 0
+    ) -> list[Answer]:
+        """What `answer` gives, with each answer's tokens and the reason why it ended."""
+        prompts = self._prompts(clips, questions, options or Options(), seed)
+        with self._on_mesh():
+            return inference.generate(self.llm.graphdef, self.llm.params, **prompts)[: len(clips)]
+
+    def stream(
+        self,
+        clip: Clip,
+        question: str,
+        *,
+        max_new_tokens: int = 300,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_beams: int = 1,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """The answer in pieces, as it is written; put together they are what `answer` gives for this clip alone."""
+        options = Options(max_new_tokens, temperature, top_k, top_p, num_beams)
+        prompts = self._prompts([clip], [question], options, seed)
+        with self._on_mesh():
+            yield from inference.stream(self.llm.graphdef, self.llm.params, **prompts)
+
+    def _waveform(self, clip: Clip) -> Float[np.ndarray, "_"]:
+        minimum = self.ear.config.receptive_field
+        if isinstance(clip, tuple):
+            return prepare_waveform(*clip, self.ear.audio, minimum=minimum)
+        return read_audio(clip, self.ear.audio, minimum=minimum)
+
+    def _hear(self, waveforms: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
+        # A clip asked several questions is heard once.
+        distinct = {w.tobytes(): w for w in waveforms}
+        with self._on_mesh():
+            features = dict(zip(distinct, self.ear(list(distinct.values())), strict=True))
+        return [features[w.tobytes()] for w in waveforms]
+
+    def _prompts(
+        self, clips: Sequence[Clip], questions: str | Sequence[str], options: Options, seed: int
+    ) -> dict[str, Any]:
+        """What `inference.generate` and `stream` take, after the language model."""
+        questions = _one_each(clips, questions, "questions")
+        waveforms = [self._waveform(clip) for clip in clips]
+        features = self._hear(waveforms)
+        rows = [self.prompt.row(q, None, f.shape[-2]) for q, f in zip(questions, features, strict=True)]
+        batch, music = self._batch(rows, features)
+        salts = [zlib.crc32(q.encode(), zlib.crc32(w.tobytes())) for q, w in zip(questions, waveforms, strict=True)]
+        salts += [0] * (len(batch["tokens"]) - len(salts))
+        with self._on_mesh():
+            embeddings = _embed(self._graphdefs, self._params, batch["tokens"], batch["music_index"], music)
+        return {
+            "embeddings": embeddings,
+            "positions": jnp.asarray(batch["positions"]),
+            "segments": jnp.asarray(batch["segments"]),
+            "rule": self._stop_rule(),
+            "options": options,
+            "keys": row_keys(seed, np.array(salts, np.uint32)),
+        }
+
+    def _batch(
+        self, rows: Sequence[Row], features: Sequence[Float[np.ndarray, "..."]]
+    ) -> tuple[dict[str, np.ndarray], Float[np.ndarray, "B ..."]]:
+        """Rows and features in arrays whose sizes are rounded up, so that few programs are compiled."""
+        longest = max(len(row.tokens) for row in rows)
+        count = 1 << (len(rows) - 1).bit_length()
+        places = 1 << (max(f.shape[-2] for f in features) - 1).bit_length()
+        music = np.zeros((count, *features[0].shape[:-2], places, features[0].shape[-1]), np.float32)
+        for b, f in enumerate(features):
+            music[b, ..., : f.shape[-2], :] = f
+        return collate(rows, -(-longest // PLACES) * PLACES, count), music
+
+    def _stop_rule(self) -> StopRule:
+        eos, vocabulary = read_eos(self.llm.folder), self.llm.config.vocabulary
+        return stop_rule(self.prompt.tokenizer, self.prompt.settings.stop, eos, vocabulary)
+
+    def _on_mesh(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    @property
+    def _graphdefs(self) -> "tuple[nnx.GraphDef[Llama], nnx.GraphDef[Adapter]]":
+        return self.llm.graphdef, self.adapter_graph
+
+    @property
+    def _params(self) -> tuple[Any, Any]:
+        return self.llm.params, self.adapter
+
+
+def load(
+    mert: str | Path | None = None,
+    llm: str | Path | None = None,
+    adapter: str | Path | None = None,
+    dtype: DTypeLike = "bfloat16",
+    mesh: Mesh | None = None,
+    *,
+    prompt: PromptSettings | None = None,
+    window: int | None = None,
+) -> MusiLingo:
+    """Loads a MusiLingo, its towers in `dtype`, spread over `mesh` if there is one; the adapter is float32.
+
+    Args:
+        mert: the encoder: a Hugging Face or converted folder, or a hub id.
+        llm: the language model, likewise; its folder holds the tokenizer.
+        adapter: a MusiLingo `.pth`, a run's folder written by `mlingo_jax.train`, or a released MusiLingo folder;
+            None for an untrained one. A run or a released folder knows its towers: `mert` and `llm` may be left out.
+        prompt: template, end symbol and limits; by default the run's, else the original's of stage 2.
+        window: encoder frames averaged into one music token; by default the run's, else the original's 325.
+
+    Raises:
+        UserError: a folder, file or weight is missing or broken, or the three do not fit one another.
+    """
+    run: dict[str, Any] = {}
+    if adapter is not None and is_run(adapter):
+        params, run = load_run_adapter(adapter)
+        mert, llm = mert or run["mert"]["folder"], llm or run["llm"]["folder"]
+        prompt = prompt or PromptSettings.from_json(run["prompt"])
+        window = window or run["window"]
+    elif adapter is not None:
+        params = load_adapter(adapter)
+        if Path(adapter).is_dir():
+            mert, llm = mert or adapter, llm or adapter
+    else:
+        params = None
+    if mert is None or llm is None:
+        raise UserError("mlingo_jax.load: give the encoder (mert) and the language model (llm), or a run as adapter")
+    encoder = load_tower(mert, kind="mert", dtype=dtype, mesh=mesh)
+    language = load_tower(llm, kind="llama", dtype=dtype, mesh=mesh)
+    keep_states = params is not None and "state_logits" in params
+    graph, params = _adapter(encoder.config, language.config, params, str(adapter))
+    ear = Ear(
+        encoder.graphdef,
+        encoder.params,
+        encoder.config,
+        AudioSettings.from_folder(encoder.folder),
+        window=window or WINDOW,
+        keep_states=keep_states,
+    )
+    tokens = Prompt(load_tokenizer(language.folder), prompt or PromptSettings())
+    return MusiLingo(ear, language, graph, params, tokens, mesh)
+
+
+def _adapter(encoder: MertConfig, llm: LlamaConfig, params: Any, source: str) -> tuple[nnx.GraphDef[Adapter], Any]:
+    """The adapter between two towers; random weights (seed 0) if there are none."""
+    states = encoder.states if params is not None and "state_logits" in params else None
+    made = Adapter(encoder.width, llm.width, states=states, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(made, nnx.Param)
+    random = nnx.to_pure_dict(state)
+    if params is None:
+        return graph, random
+    expected, found = jax.tree.map(jnp.shape, random), jax.tree.map(jnp.shape, params)
+    if expected != found:
+        raise UserError(
+            f"{source}: the adapter does not fit: expected {expected} for an encoder of width {encoder.width} and a "
+            f"language model of width {llm.width}, found {found}; give the towers it was trained with"
+        )
+    return graph, jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+
+
+def _one_each(clips: Sequence[Clip], texts: str | Sequence[str], name: str) -> list[str]:
+    texts = [texts] * len(clips) if isinstance(texts, str) else list(texts)
+    if len(texts) != len(clips):
+        raise UserError(f"{name}: expected one for each of the {len(clips)} clips, found {len(texts)}")
+    return texts
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed(graphdefs: Any, params: Any, tokens: Array, music_index: Array, music: Array) -> Float[Array, "B L E"]:
+    llm, adapter = _merge(graphdefs, params)
+    return embed_rows(llm, tokens, music_index, adapter(music))
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_probs(graphdefs: Any, params: Any, batch: dict[str, Array], music: Array) -> Float[Array, "B L"]:
+    return token_log_probs(*_merge(graphdefs, params), batch, music)
+
+
+def _merge(graphdefs: Any, params: Any) -> tuple[Llama, Adapter]:
+    llm, adapter = (nnx.merge(g, nnx.State(p)) for g, p in zip(graphdefs, params, strict=True))
+    return llm, adapter
