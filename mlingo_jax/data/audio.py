@@ -72,7 +72,7 @@ def read_audio(
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     try:
-        source = soundfile.SoundFile(path)
+        source = _Stream(path)
     except soundfile.LibsndfileError as error:
         raise UserError(f"{path}: not audio, or not in a format that can be read (wav, flac, ogg, mp3)") from error
     with source:
@@ -126,6 +126,16 @@ def windows(
     if len(starts) > 1 and len(waveform) - starts[-1] < sample_rate:
         starts.pop()
     return [waveform[start:end] for start, end in zip(starts, [*starts[1:], len(waveform)], strict=True)]
+
+
+class _Stream(soundfile.SoundFile):
+    """A file read from its start to its end.
+
+    soundfile seeks after each block of a seekable file, and a flac that states no length fails to seek to its end.
+    """
+
+    def seekable(self) -> bool:
+        return False
 
 
 def _decode(source: soundfile.SoundFile, path: Path) -> Iterator[Float32[np.ndarray, "N"]]:
