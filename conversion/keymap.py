@@ -1,4 +1,4 @@
-"""The engine: tables of rules that say where each tensor of a PyTorch checkpoint stands in a Flax model, and how it lies.
+"""The engine: tables of rules that say where a PyTorch checkpoint's tensors stand in a Flax model, and how they lie.
 
 A table is data (`conversion/mert.py`, `llama.py`, `adapter.py`) and is read in both directions. The Flax side is the
 truth on shapes: each parameter names its axes by letters, so a pattern is enough to know the shape in PyTorch as well.
@@ -14,7 +14,11 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-Shape = tuple[int, ...]
+from conversion.tensors import Shape, Tensor, Tensors
+from mlingo_jax.errors import UserError
+
+# What some checkpoints hold beside their weights: constants that follow from the config.
+BUFFERS = ("rotary_emb.inv_freq", "position_ids")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +88,8 @@ class Entry:
 
 def parameters(model: nnx.Module) -> list[Parameter]:
     """The parameters of a model made under `nnx.eval_shape` (or of a real one), in the order of its state."""
-    state = nnx.state(model, nnx.Param)
-    return [Parameter(tuple(path), p.get_metadata("axes"), p.get_value().shape) for path, p in nnx.to_flat_state(state)]
+    flat: Any = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return [Parameter(tuple(path), p.get_metadata("axes"), p.get_value().shape) for path, p in flat]
 
 
 def entries(rules: Iterable[Rule], params: Iterable[Parameter]) -> list[Entry]:
@@ -103,6 +107,42 @@ def entries(rules: Iterable[Rule], params: Iterable[Parameter]) -> list[Entry]:
         rule, match = matches[0]
         found.extend(_expand(rule, parameter, match.groupdict()))
     return found
+
+
+def to_flax(table: Iterable[Entry], tensors: Tensors, source: str) -> dict[str, Tensor]:
+    """A PyTorch checkpoint's tensors as Flax's, none of them read yet; `source` names the checkpoint in messages.
+
+    Raises:
+        UserError: listing every tensor that is missing, left over or of the wrong shape.
+    """
+    by_name = {entry.torch: entry for entry in table}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
+    check({name: entry.torch_shape for name, entry in by_name.items()}, tensors, source)
+    return {by_name[n].flax: tensor.map(by_name[n].to_flax, by_name[n].flax_shape) for n, tensor in tensors.items()}
+
+
+def to_torch(table: Iterable[Entry], tensors: Tensors, source: str) -> dict[str, Tensor]:
+    """The way back of `to_flax`."""
+    by_name = {entry.flax: entry for entry in table}
+    check({name: entry.flax_shape for name, entry in by_name.items()}, tensors, source)
+    return {by_name[n].torch: tensor.map(by_name[n].to_torch, by_name[n].torch_shape) for n, tensor in tensors.items()}
+
+
+def check(expected: Mapping[str, Shape], found: Tensors, source: str) -> None:
+    """Every expected tensor is there once, in its shape, and nothing else is.
+
+    Raises:
+        UserError: listing every tensor of which that is not so.
+    """
+    problems = [f"missing: {name} {list(expected[name])}" for name in expected if name not in found]
+    problems += [f"left over: {name} {list(found[name].shape)}" for name in found if name not in expected]
+    problems += [
+        f"wrong shape: {name} is {list(found[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    if problems:
+        raise UserError(f"{source}: {len(problems)} tensors do not fit the model\n  " + "\n  ".join(problems))
 
 
 def _flax_regex(rule: Rule) -> re.Pattern[str]:

@@ -1,0 +1,135 @@
+"""Weights from any layout straight onto the devices."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from tqdm import tqdm
+
+from conversion.adapter import open_adapter
+from conversion.checksum import weights_checksum
+from conversion.folders import find
+from conversion.keymap import Parameter, Shape, parameters
+from conversion.towers import OpenTower, TowerName, open_tower
+from mlingo_jax.errors import UserError
+
+# The mesh axis that splits a parameter's axis: heads, inner width and vocabulary over `tensor`, width over `fsdp`.
+MESH_AXES = {"N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor", "D": "fsdp"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """A frozen tower on its devices.
+
+    Attributes:
+        kind: "mert" or "llama".
+        folder: where its tokenizer or preprocessor files are.
+        config: its architecture.
+        graphdef: the static half of the network; `nnx.merge(graphdef, nnx.State(params))` is the network.
+        params: nested dict of arrays.
+        identity: name, config (SHA-256), weights (checksum, see `conversion.checksum`) and dtype, for checkpoints.
+    """
+
+    kind: TowerName
+    folder: Path
+    config: Any
+    graphdef: nnx.GraphDef
+    params: dict[str, Any]
+    identity: dict[str, str]
+
+
+def load_tower(
+    source: str | Path, *, kind: Literal["mert", "llama"], dtype: DTypeLike, mesh: Mesh | None = None
+) -> Tower:
+    """Loads an encoder or a language model, one parameter at a time in the host's memory.
+
+    Args:
+        source: a Hugging Face folder, one that `conversion.to_jax` wrote, a MusiLingo folder, or a hub id.
+        kind: which of the two.
+        dtype: what the parameters are kept in.
+        mesh: where they go (see `partition`); None for the default device.
+
+    Raises:
+        UserError: see `conversion.towers.open_tower`.
+    """
+    tower = open_tower(find(source), kind)
+    if tower.files is None:
+        raise UserError(
+            f"{source}: has no config and tokenizer of its towers; run python -m conversion.to_jax on it first"
+        )
+    dtype = jnp.dtype(dtype)
+    params = _place(tower, dtype, mesh)
+    identity = {
+        "name": str(source) if find(source) != Path(source).expanduser() else tower.files.resolve().name,
+        "config": tower.config_hash(),
+        "weights": weights_checksum(params),
+        "dtype": dtype.name,
+    }
+    return Tower(kind, tower.files, tower.config, nnx.graphdef(tower.model), params, identity)
+
+
+def load_adapter(source: str | Path) -> dict[str, Any]:
+    """An adapter's parameters, float32 on the host: {"projection": {"kernel" [D, E], "bias" [E]}, "state_logits" [S]}.
+
+    The last only where it was trained along. `source` is a MusiLingo `.pth`, a `.safetensors`, a folder that
+    `conversion.to_jax` wrote, or a released MusiLingo folder.
+
+    Raises:
+        UserError: see `conversion.adapter.open_adapter`.
+    """
+    params: dict[str, Any] = {}
+    for name, tensor in open_adapter(find(source)).items():
+        _insert(params, tuple(name.split(".")), tensor.read().astype(np.float32))
+    return params
+
+
+def partition(axes: str, shape: Shape, mesh: Mesh) -> P:
+    """How a parameter lies on a mesh: each axis by its letter (`MESH_AXES`), if its size divides.
+
+    A mesh axis is used once: of two axes of a parameter that would go along it, the first does.
+    """
+    spec: list[str | None] = []
+    for letter, size in zip(axes, shape, strict=True):
+        axis = MESH_AXES.get(letter)
+        fits = axis in mesh.shape and axis not in spec and size % mesh.shape[axis] == 0
+        spec.append(axis if fits else None)
+    return P(*spec)
+
+
+def _place(tower: OpenTower, dtype: np.dtype, mesh: Mesh | None) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    leaves = parameters(tower.model)
+    with tqdm(total=len(leaves), desc=f"load {tower.kind.name}", unit="weights", leave=False, disable=None) as progress:
+        for parameter in leaves:
+            _insert(params, parameter.path, _device_array(_host_array(tower, parameter, dtype), parameter, mesh))
+            progress.update()
+    return params
+
+
+def _host_array(tower: OpenTower, parameter: Parameter, dtype: np.dtype) -> np.ndarray:
+    array = np.empty(parameter.shape, dtype)
+    for entry in tower.entries:
+        if entry.parameter == parameter:
+            array[... if entry.layer is None else entry.layer] = tower.tensors[entry.flax].read()
+    return array
+
+
+def _device_array(array: np.ndarray, parameter: Parameter, mesh: Mesh | None) -> jax.Array:
+    if mesh is None:
+        return jnp.asarray(array)
+    sharding = NamedSharding(mesh, partition(parameter.axes, parameter.shape, mesh))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _insert(tree: dict[Any, Any], path: tuple[str | int, ...], leaf: Any) -> None:
+    *parents, last = path
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = leaf
