@@ -22,47 +22,35 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from mlingo_jax.errors import UserError
-from mlingo_jax.models.layers import LayerNorm, Projection, attend, normal, parameter
+from mlingo_jax.models.attributes import Attributes
+from mlingo_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, attend, normal, parameter
 
-Value = TypeVar("Value")
 Samples = TypeVar("Samples", bound=int | np.integer | np.ndarray | Array)
-
-# transformers' names; its "gelu" is the exact one.
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-}
 
 # PyTorch's default: the convolutions' norms do not read the configuration's layer_norm_eps.
 CONV_NORM_EPS = 1e-5
 
-# Attributes that older configurations do not have yet, and the meaning of their absence.
-WHEN_ABSENT: Mapping[str, Any] = {
+# What would change the computation in a way not built here, and the value that switches each off.
+SWITCHED_OFF: Mapping[str, Any] = {
+    "add_adapter": False,
     "conv_pos_batch_norm": False,
     "deepnorm": False,
-    "feat_proj_layer_norm": True,
     "feature_extractor_cqt": False,
-    "model_type": "hubert",
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
 }
-
-# Attributes of training, other heads, or bookkeeping: none changes a hidden state of the frozen encoder.
-# (attention_relax acts only together with deepnorm, the number of CQT bins only together with CQT.)
-HARMLESS = frozenset(
-    """
-    activation_dropout apply_spec_augment architectures attention_dropout attention_relax auto_map bos_token_id
-    classifier_proj_size ctc_loss_reduction ctc_zero_infinity dtype eos_token_id feat_extract_dropout feat_proj_dropout
+# Older files leave out what their models could not yet choose.
+WHEN_ABSENT: Mapping[str, Any] = {"feat_proj_layer_norm": True, "model_type": "hubert", **SWITCHED_OFF}
+# Bookkeeping, training and other heads: none changes a hidden state of the frozen encoder. attention_relax acts only
+# together with deepnorm, the number of CQT bins only together with CQT.
+HARMLESS = """
+    _* activation_dropout apply_spec_augment architectures attention_dropout attention_relax attn_implementation
+    auto_map chunk_size_feed_forward classifier_proj_size ctc_* dtype feat_extract_dropout feat_proj_dropout
     feature_extractor_cqt_bins final_dropout finetuning_task gradient_checkpointing hidden_dropout id2label
-    initializer_range is_encoder_decoder chunk_size_feed_forward label2id layerdrop output_attentions
-    output_hidden_states pad_token_id problem_type proj_codevector_dim return_dict sample_rate tokenizer_class
-    torch_dtype transformers_version use_weighted_layer_sum vocab_size
-    """.split()
-)
-HARMLESS_PREFIXES = ("_", "mask_time_", "mask_feature_", "mask_channel_")
+    initializer_range label2id layerdrop mask_channel_* mask_feature_* mask_time_* name_or_path output_* problem_type
+    proj_codevector_dim return_dict sample_rate task_specific_params tokenizer_class torch_dtype torchscript
+    transformers_version use_weighted_layer_sum vocab_size *_token_id
+"""
 
 
 @dataclass(frozen=True)
@@ -94,37 +82,40 @@ class MertConfig:
         Raises:
             UserError: an attribute is missing or of the wrong kind, or asks for a computation that is not this one.
         """
-        reader = _Reader({**WHEN_ABSENT, **values}, source)
-        reader.only("model_type", "mert_model", "hubert")
-        for switch in ("feature_extractor_cqt", "deepnorm", "conv_pos_batch_norm"):
-            reader.only(switch, False)
+        attributes = Attributes(values, source, WHEN_ABSENT)
+        attributes.only("model_type", "mert_model", "hubert")
+        for name, off in SWITCHED_OFF.items():
+            attributes.only(name, off)
         config = cls(
-            width=reader.count("hidden_size"),
-            inner=reader.count("intermediate_size"),
-            layers=reader.count("num_hidden_layers"),
-            heads=reader.count("num_attention_heads"),
-            eps=reader.number("layer_norm_eps"),
-            activation=reader.only("hidden_act", *ACTIVATIONS),
-            pre_norm=reader.flag("do_stable_layer_norm"),
-            conv_widths=reader.counts("conv_dim"),
-            conv_kernels=reader.counts("conv_kernel"),
-            conv_strides=reader.counts("conv_stride"),
-            conv_bias=reader.flag("conv_bias"),
-            conv_norm=reader.only("feat_extract_norm", "group", "layer"),
-            conv_activation=reader.only("feat_extract_activation", *ACTIVATIONS),
-            projection_norm=reader.flag("feat_proj_layer_norm"),
-            position_taps=reader.count("num_conv_pos_embeddings"),
-            position_groups=reader.count("num_conv_pos_embedding_groups"),
+            width=attributes.count("hidden_size"),
+            inner=attributes.count("intermediate_size"),
+            layers=attributes.count("num_hidden_layers"),
+            heads=attributes.count("num_attention_heads"),
+            eps=attributes.number("layer_norm_eps"),
+            activation=attributes.only("hidden_act", *ACTIVATIONS),
+            pre_norm=attributes.flag("do_stable_layer_norm"),
+            conv_widths=attributes.counts("conv_dim"),
+            conv_kernels=attributes.counts("conv_kernel"),
+            conv_strides=attributes.counts("conv_stride"),
+            conv_bias=attributes.flag("conv_bias"),
+            conv_norm=attributes.only("feat_extract_norm", "group", "layer"),
+            conv_activation=attributes.only("feat_extract_activation", *ACTIVATIONS),
+            projection_norm=attributes.flag("feat_proj_layer_norm"),
+            position_taps=attributes.count("num_conv_pos_embeddings"),
+            position_groups=attributes.count("num_conv_pos_embedding_groups"),
             # transformers makes this parameter only where training is to mask something.
-            mask_embedding=reader.number("mask_time_prob") > 0 or reader.number("mask_feature_prob") > 0,
+            mask_embedding=max(attributes.number("mask_time_prob"), attributes.number("mask_feature_prob")) > 0,
         )
-        reader.only("num_feat_extract_layers", len(config.conv_widths), absent_is_fine=True)
-        reader.finish()
-        if not len(config.conv_widths) == len(config.conv_kernels) == len(config.conv_strides):
-            raise UserError(f"{source}: conv_dim, conv_kernel and conv_stride must be lists of one length")
-        for divisor in ("heads", "position_groups"):
-            if config.width % getattr(config, divisor):
-                raise UserError(f"{source}: hidden_size {config.width} does not divide by {divisor} of the same file")
+        convs = len(config.conv_widths)
+        if attributes.get("num_feat_extract_layers") not in (None, convs):
+            attributes.refuse("num_feat_extract_layers", f"the length of conv_dim, {convs}")
+        for name in ("conv_kernel", "conv_stride"):
+            if len(attributes.counts(name)) != convs:
+                attributes.refuse(name, f"as long as conv_dim, {convs}")
+        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+            if config.width % attributes.count(name):
+                attributes.refuse(name, f"a divisor of hidden_size, {config.width}")
+        attributes.finish(HARMLESS.split())
         return config
 
     @property
@@ -148,54 +139,6 @@ class MertConfig:
         for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
             samples = _conv_length(samples, kernel, stride)
         return samples
-
-
-class _Reader:
-    """Reads a configuration's attributes one by one, each with its check, and knows which were never read."""
-
-    def __init__(self, values: Mapping[str, Any], source: str):
-        self.values = values
-        self.source = source
-        self.seen: set[str] = set()
-
-    def only(self, name: str, *allowed: Value, absent_is_fine: bool = False) -> Value:
-        if absent_is_fine and name not in self.values:
-            return allowed[0]
-        return self._take(name, lambda v: v in allowed, " or ".join(map(repr, allowed)))
-
-    def flag(self, name: str) -> bool:
-        return self._take(name, lambda v: isinstance(v, bool), "true or false")
-
-    def number(self, name: str) -> float:
-        return float(self._take(name, lambda v: isinstance(v, int | float) and v >= 0, "a number, not negative"))
-
-    def count(self, name: str) -> int:
-        return self._take(name, _is_count, "a positive integer")
-
-    def counts(self, name: str) -> tuple[int, ...]:
-        def is_right(value: Any) -> bool:
-            return isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_count, value))
-
-        return tuple(self._take(name, is_right, "a list of positive integers"))
-
-    def finish(self) -> None:
-        """Refuses attributes that were not read and are not known to be without effect."""
-        unknown = self.values.keys() - self.seen - HARMLESS
-        unknown = sorted(name for name in unknown if not name.startswith(HARMLESS_PREFIXES))
-        if unknown:
-            raise UserError(
-                f"{self.source}: unknown attribute {', '.join(unknown)}: the encoder may compute something "
-                "else with it; remove it from the file if it has no effect on the hidden states"
-            )
-
-    def _take(self, name: str, is_right: Callable[[Any], bool], expected: str) -> Any:
-        self.seen.add(name)
-        if name not in self.values:
-            raise UserError(f"{self.source}: no {name}: expected {expected}; is this a MERT or HuBERT configuration?")
-        value = self.values[name]
-        if not is_right(value):
-            raise UserError(f"{self.source}: {name} is {value!r}, but this encoder handles only {expected}")
-        return value
 
 
 class ChannelNorm(nnx.Module):
@@ -421,10 +364,6 @@ class Mert(nnx.Module):
                 raise ValueError("mask_time given, but this encoder has no masked_spec_embed")
             x = jnp.where(mask_time[..., None], self.masked_spec_embed[...].astype(x.dtype), x)
         return jnp.where(_valid(x, frames), x, 0), frames
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _conv_length(length: Samples, kernel: int, stride: int) -> Samples:
