@@ -34,7 +34,6 @@ class EncoderConfig:
     path: str = setting("", "encoder: a Hugging Face or converted folder, or a hub id", free=True)
     dtype: str = setting("bfloat16", "what its weights are kept and computed in", choices=DTYPES)
     window: int = setting(325, "encoder frames averaged into one music token (4.33 s at 75 Hz)", least=1)
-    seconds: float = setting(30.0, "longer clips are heard in pieces of this many seconds", least=1)
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ import pkgutil
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Field:
     owner: Any
     attribute: str
     kind: Any
-    metadata: typing.Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     @property
     def value(self) -> Any:
@@ -193,7 +193,7 @@ def _kind_name(kind: Any) -> str:
     return names.get(kind, "left alone: it cannot be set from the command line")
 
 
-def _nearest(word: str, known: typing.Iterable[str]) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from configs.base import OptimConfig
@@ -33,27 +34,31 @@ def learning_rate(step: Int[Array, ""] | int, settings: OptimConfig, steps: int)
     return jnp.where(step < settings.warmup_steps, warm, cosine).astype(jnp.float32)
 
 
-def init_moments(params: Params) -> Params:
-    """AdamW's moments at the start: zeros of the parameters' shapes, float32."""
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    return {"count": jnp.zeros((), jnp.int32), "mu": zeros, "nu": jax.tree.map(jnp.copy, zeros)}
+def adamw(rate: Float[Array, ""] | float, settings: OptimConfig | None = None) -> optax.GradientTransformation:
+    """AdamW at one learning rate, as in torch.optim.AdamW: weight decay is decoupled and scaled by the rate.
 
-
-def adamw(
-    gradient: Params, moments: Params, params: Params, rate: Float[Array, ""], settings: OptimConfig
-) -> tuple[Params, Params]:
-    """One update: (change of the parameters, new moments). Decoupled weight decay, as in torch.optim.AdamW."""
+    Its state is the moments, {"count", "mu", "nu"}; `update` gives what is to be added to the parameters.
+    """
+    settings = settings or OptimConfig()
     beta1, beta2 = settings.beta1, settings.beta2
-    count = moments["count"] + 1
-    mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, moments["mu"], gradient)
-    nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, moments["nu"], gradient)
-    scale1, scale2 = _bias_correction(beta1, count), _bias_correction(beta2, count)
 
-    def change(m: Array, v: Array, p: Array, decays: bool) -> Array:
-        direction = m / scale1 / (jnp.sqrt(v / scale2) + settings.eps)
-        return -rate * (direction + settings.weight_decay * p if decays else direction)
+    def init(params: Any) -> Any:
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        return {"count": jnp.zeros((), jnp.int32), "mu": zeros, "nu": jax.tree.map(jnp.copy, zeros)}
 
-    return jax.tree.map(change, mu, nu, params, decay_mask(params)), {"count": count, "mu": mu, "nu": nu}
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        count = state["count"] + 1
+        mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state["mu"], updates)
+        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["nu"], updates)
+        scale1, scale2 = _bias_correction(beta1, count), _bias_correction(beta2, count)
+
+        def change(m: Array, v: Array, p: Array, decays: bool) -> Array:
+            direction = m / scale1 / (jnp.sqrt(v / scale2) + settings.eps)
+            return -rate * (direction + settings.weight_decay * p if decays else direction)
+
+        return jax.tree.map(change, mu, nu, params, decay_mask(params)), {"count": count, "mu": mu, "nu": nu}
+
+    return optax.GradientTransformation(init, update)
 
 
 def decay_mask(params: Params) -> Params:

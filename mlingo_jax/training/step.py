@@ -20,7 +20,7 @@ from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.mert import Mert
 from mlingo_jax.models.musilingo import answer_loss
-from mlingo_jax.training.optim import Params, adamw, clip, init_moments, learning_rate
+from mlingo_jax.training.optim import Params, adamw, clip, learning_rate
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -40,7 +40,7 @@ class TrainState:
 
     step: Int[Array, ""]
     adapter: Params
-    moments: Params
+    moments: optax.OptState
     gradient: Params
     weight: Float[Array, ""]
 
@@ -63,7 +63,7 @@ def init_state(adapter: Params) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         adapter=adapter,
-        moments=init_moments(adapter),
+        moments=adamw(0.0).init(adapter),
         gradient=jax.tree.map(jnp.zeros_like, adapter),
         weight=jnp.zeros((), jnp.float32),
     )
@@ -112,9 +112,8 @@ def train_step(
     gathered = dataclasses.replace(state, step=state.step + 1, gradient=gradient, weight=weight)
 
     def update(state: TrainState) -> tuple[TrainState, Array]:
-        change, moments = adamw(
-            clip(mean, norm, config.optim.clip_norm), state.moments, state.adapter, rate, config.optim
-        )
+        clipped = clip(mean, norm, config.optim.clip_norm)
+        change, moments = adamw(rate, config.optim).update(clipped, state.moments, state.adapter)
         updated = TrainState(
             step=state.step,
             adapter=jax.tree.map(jnp.add, state.adapter, change),

@@ -1,0 +1,73 @@
+"""What is written down while a run goes on: metrics.jsonl and TensorBoard.
+
+metrics.jsonl has one line per recorded step, in order, each step once, also after a run was killed and taken up again:
+{"step": 12, "loss": 3.1, "tokens": 40.0, ...} for a train step, {"step": 500, "eval_loss": 2.9, "eval_tokens": 800.0}
+for an evaluation after so many steps. Nothing in it depends on the clock: two runs with one seed write the same file.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class Record:
+    """Appends to a run's metrics.jsonl and TensorBoard files, going on after step `after`. A context manager."""
+
+    def __init__(self, workdir: Path, *, after: int):
+        path = workdir / METRICS
+        _forget(path, after)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=after + 1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line for a step. Floats are written so that they read back exactly."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        self.board(step, metrics)
+
+    def board(self, step: int, metrics: Mapping[str, float]) -> None:
+        """To TensorBoard alone: for what depends on the clock."""
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Makes sure that what was written is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._board.flush()
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """A run's records in order; a last line that was cut off by a kill is left out."""
+    path = Path(workdir) / METRICS
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _forget(path: Path, after: int) -> None:
+    """Drops the records of later steps: they will come again."""
+    kept = [record for record in read_metrics(path.parent) if record["step"] <= after]
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,107 @@
+"""The learning-rate curve against the original's formula, AdamW against torch's."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.base import OptimConfig
+from mlingo_jax.training.optim import adamw, clip, decay_mask, learning_rate
+
+
+def original_rate(epoch: int, i: int, epochs: int, iters: int, settings: OptimConfig) -> float:
+    """The rate of MusiLingo's runner at step i of an epoch, in Python's floats."""
+    if epoch * iters + i < settings.warmup_steps:
+        climb = settings.lr - settings.warmup_lr
+        return min(settings.lr, settings.warmup_lr + climb * i / max(settings.warmup_steps, 1))
+    cosine = 0.5 * (1 + math.cos(math.pi * (epoch * iters + i) / (epochs * iters)))
+    return settings.min_lr + (settings.lr - settings.min_lr) * cosine
+
+
+FINE_TUNING = OptimConfig(lr=3e-5, min_lr=1e-5, warmup_lr=1e-6, warmup_steps=5000, epoch_steps=5000)
+PRETRAINING = OptimConfig(lr=1e-4, min_lr=8e-5, warmup_lr=1e-6, warmup_steps=5000, epoch_steps=5000)
+
+
+@pytest.mark.parametrize(("settings", "epochs", "after"), [(FINE_TUNING, 6, 2.87e-5), (PRETRAINING, 4, 9.71e-5)])
+def test_the_curve_is_the_original_one_with_its_drop_after_the_warm_up(settings, epochs, after):
+    steps = [0, 1, 2500, 4999, 5000, 5001, 12345, 5000 * epochs - 1]
+    found = [float(learning_rate(s, settings, 5000 * epochs)) for s in steps]
+    assert found == pytest.approx([original_rate(s // 5000, s % 5000, epochs, 5000, settings) for s in steps], rel=1e-6)
+    assert found[0] == pytest.approx(settings.warmup_lr)
+    assert found[4] == pytest.approx(after, abs=5e-8)
+    assert found[-1] == pytest.approx(settings.min_lr, rel=1e-3)
+
+
+@given(st.integers(0, 400), st.integers(1, 50), st.integers(0, 120), st.integers(1, 8))
+def test_the_curve_for_any_lengths_of_epoch_and_warm_up(step, iters, warmup, epochs):
+    settings = dataclasses.replace(FINE_TUNING, warmup_steps=warmup, epoch_steps=iters)
+    step = step % (epochs * iters)
+    expected = original_rate(step // iters, step % iters, epochs, iters, settings)
+    # The cosine of an angle near pi loses digits in float32.
+    assert float(learning_rate(step, settings, epochs * iters)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_epochs_the_whole_run_is_one():
+    settings = dataclasses.replace(FINE_TUNING, warmup_steps=100, epoch_steps=0)
+    assert float(learning_rate(50, settings, 1000)) == pytest.approx(1e-6 + (3e-5 - 1e-6) / 2)
+
+
+@pytest.fixture
+def problem() -> tuple[dict, list[dict]]:
+    rng = np.random.default_rng(0)
+    params = {
+        "projection": {"kernel": rng.normal(size=(5, 3)), "bias": rng.normal(size=3)},
+        "state_logits": np.zeros(4),
+    }
+    params = jax.tree.map(lambda p: p.astype(np.float32), params)
+    gradients = [jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params) for _ in range(3)]
+    return params, gradients
+
+
+def test_three_steps_equal_torch_adamw(problem):
+    torch = pytest.importorskip("torch")
+    params, gradients = problem
+    settings = OptimConfig(weight_decay=0.05)
+    kernel, bias, logits = (torch.nn.Parameter(torch.tensor(p)) for p in leaves(params))
+    groups = [{"params": [kernel], "weight_decay": 0.05}, {"params": [bias, logits], "weight_decay": 0.0}]
+    theirs = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
+    ours = jax.tree.map(jnp.asarray, params)
+    moments: Any = adamw(0.0, settings).init(ours)
+    for rate, gradient in zip([1e-2, 3e-2, 2e-2], gradients, strict=True):
+        for parameter, g in zip((kernel, bias, logits), leaves(gradient), strict=True):
+            parameter.grad = torch.tensor(g)
+        for group in theirs.param_groups:
+            group["lr"] = rate
+        theirs.step()
+        change, moments = jax.jit(adamw(jnp.float32(rate), settings).update)(gradient, moments, ours)
+        ours = jax.tree.map(jnp.add, ours, change)
+    for parameter, found in zip((kernel, bias, logits), leaves(ours), strict=True):
+        np.testing.assert_allclose(found, parameter.detach().numpy(), rtol=1e-5, atol=1e-7)
+    assert int(moments["count"]) == 3
+    assert set(moments) == {"count", "mu", "nu"}
+
+
+def leaves(tree: dict) -> tuple:
+    return tree["projection"]["kernel"], tree["projection"]["bias"], tree["state_logits"]
+
+
+def test_only_matrices_that_are_no_bias_decay(problem):
+    mask = decay_mask({**problem[0], "heads": {"bias": jnp.zeros((2, 3))}})
+    assert mask == {
+        "projection": {"kernel": True, "bias": False},
+        "state_logits": False,
+        "heads": {"bias": False},
+    }
+
+
+def test_clipping_scales_only_what_is_larger():
+    gradient = {"a": jnp.array([3.0, 4.0])}
+    np.testing.assert_allclose(clip(gradient, jnp.float32(5), 1.0)["a"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(clip(gradient, jnp.float32(5), 10.0)["a"], [3, 4])
+    np.testing.assert_allclose(clip(gradient, jnp.float32(5), 0.0)["a"], [3, 4])
