@@ -72,5 +72,5 @@ class Attributes:
         return value if name in self.values and is_right(value) else self.refuse(name, expected)
 
 
-def _is_number(value: Any, kind: type | UnionType, least: float) -> bool:
+def _is_number(value: Any, kind: type | UnionType, least: int | float) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and value >= least

@@ -168,18 +168,18 @@ def _read_rope(attributes: Attributes) -> tuple[float, LinearScaling | Llama3Sca
     when_absent = {"rope_theta": attributes.get("rope_theta"), "partial_rotary_factor": 1.0}
     # Old files say type, new ones rope_type, some both.
     rope = Attributes(table, attributes.source, {"rope_type": table.get("type", "default"), **when_absent})
-    theta, kind = rope.number("rope_theta", least=1), rope.only("rope_type", "default", "linear", "llama3")
+    theta, kind = rope.number("rope_theta", least=1.0), rope.only("rope_type", "default", "linear", "llama3")
     rope.only("partial_rotary_factor", 1.0)
     if kind == "default":
         scaling = LinearScaling(1.0)
     elif kind == "linear":
-        scaling = LinearScaling(rope.number("factor", least=1))
+        scaling = LinearScaling(rope.number("factor", least=1.0))
     else:
         low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
         if low >= high:
             rope.refuse("high_freq_factor", f"above low_freq_factor, {low}")
         context = rope.count("original_max_position_embeddings")
-        scaling = Llama3Scaling(rope.number("factor", least=1), low, high, context)
+        scaling = Llama3Scaling(rope.number("factor", least=1.0), low, high, context)
     rope.finish(harmless=("type",))
     return theta, scaling
 
@@ -365,8 +365,9 @@ class Llama(nnx.Module):
     def init_cache(self, batch: int, size: int, dtype: DTypeLike) -> KVCache:
         """An empty cache of `size` slots for each of `batch` rows."""
         config = self.config
-        heads = jnp.zeros((config.layers, batch, size, config.kv_heads, config.head_width), dtype)
-        return KVCache(heads, heads, jnp.full((batch, size), -1, jnp.int32))
+        shape = (config.layers, batch, size, config.kv_heads, config.head_width)
+        # Two arrays: one standing for both could not be donated.
+        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch, size), -1, jnp.int32))
 
     def extend(
         self,
@@ -388,7 +389,7 @@ class Llama(nnx.Module):
         key_positions = jax.lax.dynamic_update_slice(cache.positions, stored, (0, start))
         key_segments = (key_positions >= 0).astype(segments.dtype)
 
-        # The whole cache is carried and written in place: scanned over, it would be copied once per call.
+        # The whole cache is carried and written in place; scanned over, slice by slice, it would stand in memory twice.
         def step(carry: tuple[Array, Array, Array], scanned: tuple[Array, nnx.State, Array]) -> tuple[Any, None]:
             (x, keys, values), (index, state, window) = carry, scanned
             layer = nnx.merge(graphdef, state)
