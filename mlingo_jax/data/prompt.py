@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mlingo_jax.errors import UserError
 
 _MUSIC_OPENS, _MUSIC_CLOSES = "<Audio>", "</Audio>"
+_TEXTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -99,30 +100,31 @@ class Prompt:
 
     def answer_ids(self, answer: str) -> tuple[list[int], bool]:
         """An answer's token ids with the end symbol's, and whether they were cut to `max_answer_tokens`."""
-        return self._cut(self._ids(answer + self.settings.end_symbol))
+        ids, limit = self._ids(answer + self.settings.end_symbol), self.settings.max_answer_tokens
+        return ids[:limit], len(ids) > limit
 
     def lengths(
         self, questions: Sequence[str], answers: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "E"], Bool[np.ndarray, "E"]]:
         """For E examples at once: their rows' lengths without the music tokens, and which answers are cut."""
-        ends = [self._cut(ids) for ids in self._many([answer + self.settings.end_symbol for answer in answers])]
-        lengths = np.array([len(self._opening) + len(ids) for ids, _ in ends], np.int32)
+        ends = self._counts([answer + self.settings.end_symbol for answer in answers])
+        lengths = len(self._opening) + np.minimum(ends, self.settings.max_answer_tokens)
         if self.settings.template:
-            lengths += np.array([len(ids) for ids in self._many([self._question_text(q) for q in questions])], np.int32)
-        return lengths, np.array([cut for _, cut in ends], bool)
+            lengths += self._counts([self._question_text(question) for question in questions])
+        return lengths, ends > self.settings.max_answer_tokens
 
     def _question_text(self, question: str) -> str:
         return f"{_MUSIC_CLOSES} {question}{self._after}"
 
-    def _cut(self, ids: list[int]) -> tuple[list[int], bool]:
-        limit = self.settings.max_answer_tokens
-        return ids[:limit], len(ids) > limit
-
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _many(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    def _counts(self, texts: Sequence[str]) -> Int32[np.ndarray, "E"]:
+        counts: list[int] = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = list(texts[start : start + _TEXTS_AT_ONCE])
+            counts += map(len, self.tokenizer(some, add_special_tokens=False)["input_ids"])
+        return np.array(counts, np.int32)
 
 
 def collate(rows: Sequence[Row], length: int, batch: int) -> dict[str, np.ndarray]:
