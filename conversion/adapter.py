@@ -1,13 +1,17 @@
 """The adapter at rest: MusiLingo's names and layouts of its two tensors and ours, and the files it may come in."""
 
+import functools
 from pathlib import Path
 
+import jax
+import numpy as np
 from flax import nnx
 
 from conversion import released
+from conversion.checkpoints import read_checkpoint, read_weights
 from conversion.folders import Found, identify
-from conversion.keymap import BUFFERS, Entry, Rule, check, entries, parameters, to_flax
-from conversion.tensors import Tensor, Tensors, read_checkpoint, read_file
+from conversion.keymap import Entry, Rule, check, entries, parameters, to_flax
+from conversion.tensors import Tensor, Tensors
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
 
@@ -20,7 +24,8 @@ STATE_LOGITS = "state_logits"
 
 
 def open_adapter(source: Path) -> dict[str, Tensor]:
-    """An adapter's tensors by Flax's names: of a `.pth` or `.safetensors`, or of an adapter's or a MusiLingo's folder.
+    """An adapter's tensors by Flax's names: of a `.pth` or `.safetensors`, or of the folder of an adapter, a
+    training run or a whole MusiLingo.
 
     Raises:
         UserError: there is no adapter, its file is broken, or tensors are missing, left over or of the wrong shape.
@@ -30,9 +35,22 @@ def open_adapter(source: Path) -> dict[str, Tensor]:
         return open_adapter(source / released.PARTS["adapter"].folder)
     if found.kind == "musilingo":
         return _as_flax(released.read_adapter(source), source)
-    if found.kind != "adapter" or found.layout == "run":
-        raise UserError(f"{source}: expected an adapter (.pth, .safetensors, converted) or a MusiLingo folder")
-    return _as_flax(read_file(source) if source.is_file() else read_checkpoint(source), source)
+    if found.kind != "adapter":
+        raise UserError(f"{source}: holds a {found.kind} model, expected an adapter")
+    if found.layout == "run":
+        return _run_tensors(source)
+    return _as_flax(read_weights(source) if source.is_file() else read_checkpoint(source), source)
+
+
+def _run_tensors(workdir: Path) -> dict[str, Tensor]:
+    from mlingo_jax.training.checkpoint import load_run_adapter  # Orbax is slow to import and seldom needed here.
+
+    params, _ = load_run_adapter(workdir)
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    return {name: Tensor(leaf.shape, leaf.dtype, functools.partial(np.asarray, leaf)) for name, leaf in leaves.items()}
 
 
 def adapter_entries(tensors: Tensors) -> list[Entry]:
@@ -47,7 +65,6 @@ def _entries(features: int, tokens: int) -> list[Entry]:
 
 
 def _as_flax(tensors: Tensors, source: Path) -> dict[str, Tensor]:
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
     for name in ("projection.kernel", "llama_proj.weight"):
         if name in tensors and len(tensors[name].shape) == 2:
             break

@@ -12,7 +12,7 @@ from typing import Literal
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from conversion.tensors import read_json, write_json
+from conversion.checkpoints import read_json, write_json
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama import FAMILIES
 
@@ -53,7 +53,7 @@ def identify(source: Path) -> Found:
         raise UserError(f"{source}: the folder is empty")
     if (source / RECORD).is_file():
         return Found(_read_kind(source), "jax")
-    if (source / "run.json").is_file() and (source / "checkpoints").is_dir():
+    if (source / "run.json").is_file():
         return Found("adapter", "run")
     config = source / "config.json"
     if not config.is_file():

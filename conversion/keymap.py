@@ -17,9 +17,6 @@ from flax import nnx
 from conversion.tensors import Shape, Tensor, Tensors
 from mlingo_jax.errors import UserError
 
-# What some checkpoints hold beside their weights: constants that follow from the config.
-BUFFERS = ("rotary_emb.inv_freq", "position_ids")
-
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -116,7 +113,6 @@ def to_flax(table: Iterable[Entry], tensors: Tensors, source: str) -> dict[str, 
         UserError: listing every tensor that is missing, left over or of the wrong shape.
     """
     by_name = {entry.torch: entry for entry in table}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
     check({name: entry.torch_shape for name, entry in by_name.items()}, tensors, source)
     return {by_name[n].flax: tensor.map(by_name[n].to_flax, by_name[n].flax_shape) for n, tensor in tensors.items()}
 

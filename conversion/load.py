@@ -79,7 +79,7 @@ def load_adapter(source: str | Path) -> dict[str, Any]:
     """An adapter's parameters, float32 on the host: {"projection": {"kernel" [D, E], "bias" [E]}, "state_logits" [S]}.
 
     The last only where it was trained along. `source` is a MusiLingo `.pth`, a `.safetensors`, a folder that
-    `conversion.to_jax` wrote, or a released MusiLingo folder.
+    `conversion.to_jax` wrote, a training run's folder, or a released MusiLingo folder.
 
     Raises:
         UserError: see `conversion.adapter.open_adapter`.

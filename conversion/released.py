@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from conversion.tensors import Tensor, read_checkpoint, read_json
+from conversion.checkpoints import read_checkpoint, read_json, write_json
+from conversion.tensors import Tensor
 from mlingo_jax.errors import UserError
 
 # Source: config.json and preprocessor_config.json of m-a-p/MERT-v1-330M; what only training reads is left out.
@@ -139,6 +140,13 @@ def read_released(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def write_files(name: Literal["mert", "llama"], values: Mapping[str, Any], folder: Path) -> None:
+    """Writes the files that the published layout lacks for a tower: its config, and the encoder's preprocessor."""
+    write_json(folder / "config.json", values)
+    if name == "mert":
+        write_json(folder / "preprocessor_config.json", MERT_330M_PREPROCESSOR)
+
+
 def _published(folder: Path, name: Literal["mert", "llama"]) -> Mapping[str, Any]:
     values = read_json(folder / "config.json")
     if name == "llama":
@@ -150,3 +158,20 @@ def _published(folder: Path, name: Literal["mert", "llama"]) -> Mapping[str, Any
             f"copy the encoder's config.json and preprocessor_config.json to {folder / PARTS['mert'].files}"
         )
     return MERT_330M
+
+
+def make_config(llm: Mapping[str, Any], mert_name: str, llm_name: str, prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a MusiLingo put together from its parts: the published one's keys, over the language model's.
+
+    `prompt` is the prompt of the run that trained it (`mlingo_jax.data.prompt.PromptSettings.to_json`).
+    """
+    return {
+        **llm,
+        "architectures": ["MusilingoModel"],
+        "model_type": "musilingo",
+        "mert_model": mert_name,
+        "llama_model": llm_name,
+        "prompt_template": prompt["template"],
+        "end_sym": prompt["end_symbol"],
+        "max_txt_len": prompt["max_answer_tokens"],
+    }

@@ -16,10 +16,11 @@ import numpy as np
 from flax import nnx
 
 from conversion import llama, mert, released
+from conversion.checkpoints import read_checkpoint, read_json
 from conversion.delta import add_delta, is_delta
-from conversion.folders import RECORD, Found, find, identify
-from conversion.keymap import BUFFERS, Entry, Rule, check, entries, parameters, to_flax, to_torch
-from conversion.tensors import Tensor, Tensors, read_checkpoint, read_json
+from conversion.folders import RECORD, Found, carry, find, identify
+from conversion.keymap import Entry, Rule, check, entries, parameters, to_flax, to_torch
+from conversion.tensors import Tensor, Tensors
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama import Llama, LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
@@ -129,6 +130,17 @@ class OpenTower:
             tensors[copy] = tensors[self.kind.copies[copy]]
         return {_spell(name, self.naming, self.kind): tensor for name, tensor in tensors.items()}
 
+    def bare(self) -> "OpenTower":
+        """The same tower with no prefix of its own before PyTorch's names, as it stands inside a MusiLingo."""
+        return dataclasses.replace(self, naming=dataclasses.replace(self.naming, prefix=self.kind.inner))
+
+    def write_files(self, folder: Path) -> None:
+        """Writes the files that go along with the weights: config.json, tokenizer, preprocessor."""
+        if self.files is None:
+            released.write_files(self.kind.name, self.values, folder)
+        else:
+            carry(self.files, folder)
+
     def config_hash(self) -> str:
         """SHA-256 of config.json's values, whatever their order."""
         return sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()
@@ -196,8 +208,7 @@ def _build(kind: TowerKind, values: Mapping[str, Any], source: Path) -> tuple[An
 
 
 def _canonical(kind: TowerKind, tensors: Tensors, source: Path) -> tuple[Naming, dict[str, Tensor]]:
-    """The tensors by the table's names, and how they were spelled; buffers are left out."""
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
+    """The tensors by the table's names, and how they were spelled."""
     anchors = [name for name in tensors if name.endswith(kind.anchor)]
     if len(anchors) != 1:
         raise UserError(f"{source}: {len(anchors)} tensors named …{kind.anchor}, expected 1: no {kind.name} model")

@@ -1,0 +1,108 @@
+"""JAX's layout to what the PyTorch world loads: `python -m conversion.to_pytorch SRC DST`.
+
+A tower becomes a Hugging Face folder, an adapter a `.pth` for MusiLingo's own scripts, and a whole MusiLingo a folder
+in the layout in which it was released. Of a training run or a whole MusiLingo, a DST that ends in .pth gets the
+adapter alone, and any other all three parts.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from conversion import released
+from conversion.adapter import STATE_LOGITS, adapter_entries, open_adapter
+from conversion.checkpoints import write_checkpoint, write_json
+from conversion.folders import Found, carry, find, identify, new_target
+from conversion.keymap import to_torch
+from conversion.tensors import Tensor, Tensors
+from conversion.torch_files import write_torch
+from conversion.towers import KINDS, OpenTower, open_tower
+from mlingo_jax.errors import UserError, run_door
+
+SHARD_BYTES = 5 * 10**9
+
+
+def convert(source: Path, target: Path) -> None:
+    """Writes `target`, a folder or a `.pth`, from a folder that `conversion.to_jax` or a training run wrote.
+
+    Raises:
+        UserError: `source` is in neither layout, is broken, or has no counterpart in PyTorch; or `target` exists.
+    """
+    found = identify(source)
+    if found.layout == "torch":
+        raise UserError(f"{source}: is in PyTorch's layout already")
+    alone = target.suffix == ".pth"
+    if found == Found("adapter", "jax") and not alone:
+        raise UserError(f"{target}: an adapter becomes one file; give it a name that ends in .pth")
+    with new_target(target, folder=not alone or found.kind in KINDS) as partial:
+        if found.kind in KINDS:
+            _write_tower(open_tower(source, found.kind), partial)
+        elif alone:
+            write_torch(partial, {"model": _adapter_tensors(source)})
+        else:
+            _write_musilingo(source, found, partial)
+
+
+def _write_tower(tower: OpenTower, folder: Path) -> None:
+    tower.write_files(folder)
+    write_checkpoint(folder, tower.torch_tensors(), shard_bytes=SHARD_BYTES, title=tower.kind.name)
+
+
+def _adapter_tensors(source: Path) -> dict[str, Tensor]:
+    tensors = open_adapter(source)
+    if STATE_LOGITS in tensors:
+        raise UserError(
+            f"{source}: its adapter learned a weight for each of the encoder's hidden states; the original takes their "
+            "plain mean, so there is nothing to convert it to"
+        )
+    return to_torch(adapter_entries(tensors), tensors, str(source))
+
+
+def _write_musilingo(source: Path, found: Found, folder: Path) -> None:
+    tensors = _prefixed("adapter", _adapter_tensors(source))
+    towers = _run_towers(source, folder) if found.layout == "run" else [open_tower(source, name) for name in KINDS]
+    for tower in towers:
+        tensors |= _prefixed(tower.kind.name, tower.bare().torch_tensors())
+        files = folder / released.PARTS[tower.kind.name].files
+        files.mkdir()
+        tower.write_files(files)
+    if found.layout == "jax":
+        carry(source, folder)
+    write_checkpoint(folder, tensors, shard_bytes=SHARD_BYTES, title="musilingo")
+
+
+def _prefixed(part: str, tensors: Tensors) -> dict[str, Tensor]:
+    return {f"{released.PARTS[part].prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def _run_towers(workdir: Path, folder: Path) -> list[OpenTower]:
+    """The towers that a run was trained between; writes the config of the MusiLingo they make up to `folder`."""
+    from mlingo_jax.training.checkpoint import read_run
+
+    run = read_run(workdir)
+    mert, llm = run["mert"]["folder"], run["llm"]["folder"]
+    towers = [open_tower(find(mert), "mert"), open_tower(find(llm), "llama")]
+    config = released.make_config(towers[1].values, mert, llm, run["prompt"])
+    write_json(folder / "config.json", config)
+    return towers
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m conversion.to_pytorch", description=__doc__)
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="a folder that conversion.to_jax wrote, or a training run's"
+    )
+    parser.add_argument(
+        "target",
+        metavar="DST",
+        type=Path,
+        help="the folder or .pth to write; must not exist yet",
+    )
+    arguments = parser.parse_args(argv)
+    convert(arguments.source, arguments.target)
+    print(f"{arguments.target}: written")
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,93 @@
+"""The files that torch writes, `.bin` and `.pth`: the one place where torch is imported, and only when it is needed."""
+
+import functools
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from conversion.tensors import BUFFERS, DTYPES, Tensor, Tensors, numpy_dtype
+from mlingo_jax.errors import UserError
+
+# numpy and torch know no bfloat16 of each other: bits are handed over, as integers of the item's size.
+INTEGERS = {8: "int64", 4: "int32", 2: "int16"}
+TORCH_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def read_torch(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch wrote: of a dict of tensors, or of one that stands under "model" in a dict.
+
+    Raises:
+        UserError: the file is truncated, corrupt, holds anything but tensors there, or torch is not installed.
+    """
+    state = _load(path)
+    return {name: _tensor(path, name, value) for name, value in state.items() if not name.endswith(BUFFERS)}
+
+
+def write_torch(path: Path, state: Mapping[str, Tensors]) -> None:
+    """Writes dicts of tensors by `torch.save`, all in memory at once: for an adapter, not for a tower.
+
+    Raises:
+        UserError: torch is not installed.
+    """
+    torch = _import_torch(path)
+    torch.save(
+        {key: {n: _to_torch(torch, t.read()) for n, t in tensors.items()} for key, tensors in state.items()}, path
+    )
+
+
+def _import_torch(path: Path) -> ModuleType:
+    try:
+        import torch
+    except ImportError as error:
+        message = f"{path}: needs torch: pip install 'mlingo_jax[torch]', or convert the file to safetensors"
+        raise UserError(message) from error
+    return torch
+
+
+def _tensor(path: Path, name: str, value: Any) -> Tensor:
+    torch_name = str(value.dtype).removeprefix("torch.")
+    dtype = numpy_dtype(path, name, TORCH_NAMES.get(torch_name, torch_name))
+    return Tensor(tuple(value.shape), dtype, lambda: _to_numpy(_load(path)[name], dtype))
+
+
+def _to_numpy(value: Any, dtype: np.dtype) -> np.ndarray:
+    integers = getattr(_import_torch(Path()), INTEGERS[dtype.itemsize])
+    return value.detach().contiguous().view(integers).numpy().view(dtype)
+
+
+def _to_torch(torch: ModuleType, array: np.ndarray) -> Any:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    torch_names = {name: torch_name for torch_name, name in TORCH_NAMES.items()}
+    bits = np.ascontiguousarray(array).view(INTEGERS[array.dtype.itemsize])
+    return torch.from_numpy(bits).view(getattr(torch, torch_names[names[array.dtype]])).reshape(array.shape)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    # Mapped anew for each tensor: the pages of a file that stays mapped would count as our memory.
+    return _unpickle(path, mmap=True) if zipfile.is_zipfile(path) else _load_old(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_old(path: Path) -> dict[str, Any]:
+    # Files from before torch 1.6 cannot be mapped: the last one read stays in memory, whole.
+    return _unpickle(path, mmap=False)
+
+
+def _unpickle(path: Path, *, mmap: bool) -> dict[str, Any]:
+    torch = _import_torch(path)
+    try:
+        state = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: corrupt, or holds more than tensors and plain values, which is not loaded") from error
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: truncated or corrupt ({reason}); download it again") from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected a dict of tensors, or such a dict under 'model'")
+    return state
