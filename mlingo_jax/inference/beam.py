@@ -89,7 +89,7 @@ def beam_search(
         positions=first - 1,
         cache=_repeat_rows(cache, num_beams),
     )
-    state = _extend_beams(state, jnp.repeat(logits, num_beams, axis=0), table)
+    state = _extend_beams(state, jnp.repeat(logits[:, None], num_beams, axis=1), table)
 
     def unfinished(state: BeamState) -> Array:
         return (state.step < max_new_tokens) & state.open.any()
@@ -103,17 +103,18 @@ def beam_search(
             state.cache,
             prompt + state.step - 1,
         )
-        return _extend_beams(dataclasses.replace(state, cache=cache), llm.logits(hidden[:, 0]), table)
+        logits = llm.logits(hidden.reshape(batch, num_beams, -1))
+        return _extend_beams(dataclasses.replace(state, cache=cache), logits, table)
 
     best = jax.lax.while_loop(unfinished, advance, state).finished
     return Generated(best.tokens[:, 0], best.lengths[:, 0], best.stop_states[:, 0])
 
 
-def _extend_beams(state: BeamState, logits: Float[Array, "B*K V"], table: Int32[Array, "A V"]) -> BeamState:
+def _extend_beams(state: BeamState, logits: Float[Array, "B K V"], table: Int32[Array, "A V"]) -> BeamState:
     """One token more: the K best continuations that go on run on, those of the K best that end are finished."""
     batch, beams, places = state.tokens.shape
     vocabulary = logits.shape[-1]
-    totals = jax.nn.log_softmax(logits.reshape(batch, beams, vocabulary), axis=-1) + state.scores[..., None]
+    totals = jax.nn.log_softmax(logits, axis=-1) + state.scores[..., None]
     next_states = table[state.stop_states]
     ended = next_states < START
 

@@ -135,11 +135,10 @@ def stream(
 
 
 def _answers(generated: Generated, rule: StopRule) -> list[Answer]:
-    generated = jax.device_get(generated)
-    rows = zip(generated.tokens.tolist(), generated.lengths.tolist(), generated.stop_states.tolist(), strict=True)
+    fields = jax.device_get((generated.tokens, generated.lengths, generated.stop_states))
     return [
         Answer(rule.text(tokens[:length]), finish_reason(state), tuple(tokens[:length]))
-        for tokens, length, state in rows
+        for tokens, length, state in zip(*(field.tolist() for field in fields), strict=True)
     ]
 
 

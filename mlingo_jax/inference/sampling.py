@@ -7,7 +7,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, Key, UInt32
 
 
 @jax.tree_util.register_dataclass
@@ -24,9 +25,9 @@ class Sampling:
     top_p: Float[Array, ""] | None
 
 
-def row_keys(seed: int, rows: int) -> Key[Array, " B"]:
-    """A random key for each row, the same for all: what a row draws depends on the seed, not on its place or batch."""
-    return jnp.broadcast_to(jax.random.key(seed), rows)
+def row_keys(seed: int, salts: UInt32[np.ndarray, " B"]) -> Key[Array, " B"]:
+    """A random key for each row from the seed and the row's own salt: its draws do not depend on its place or batch."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), salts)
 
 
 def choose(
