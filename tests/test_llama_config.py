@@ -205,6 +205,7 @@ def test_what_changes_nothing_is_accepted(changes: dict[str, Any]) -> None:
         ({**VICUNA_V0, "rope_parameters": {"rope_type": "default"}, "rope_scaling": {"a": 1}}, "rope_scaling"),
         ({**LLAMA_32_1B, "rope_scaling": {**LLAMA_32_1B["rope_scaling"], "high_freq_factor": 1.0}}, "high_freq_factor"),
         ({name: value for name, value in MISTRAL.items() if name != "sliding_window"}, "sliding_window"),
+        ({name: value for name, value in QWEN2.items() if name != "num_key_value_heads"}, "num_key_value_heads"),
         ({**MISTRAL, "attention_bias": True}, "attention_bias"),
         ({**QWEN2, "attention_bias": True}, "attention_bias"),
         ({**QWEN2, "use_mrope": True}, "use_mrope"),

@@ -121,8 +121,9 @@ class LlamaConfig:
         attributes = Attributes(values, source, WHEN_ABSENT)
         family = attributes.only("model_type", *FAMILIES)
         heads, width = attributes.count("num_attention_heads"), attributes.count("hidden_size")
-        attributes.values.setdefault("num_key_value_heads", heads)
-        # Qwen3's head_dim is no function of the width: it has to be there.
+        # Only LLaMA's files may lack this one, and Qwen3's head_dim is no function of the width.
+        if family == "llama":
+            attributes.values.setdefault("num_key_value_heads", heads)
         if family != "qwen3" and width % heads == 0:
             attributes.values.setdefault("head_dim", width // heads)
         layers = attributes.count("num_hidden_layers")
@@ -347,7 +348,7 @@ class Llama(nnx.Module):
         graphdef, layers = nnx.split(self.layers)
         angles = rope_angles(self.config, positions)
 
-        def step(x: Array, scanned: tuple[nnx.State, Array]) -> tuple[Array, None]:
+        def step(x: Array, scanned: tuple[Any, Array]) -> tuple[Array, None]:
             layer = nnx.merge(graphdef, scanned[0])
             mask = visible(positions, segments, positions, segments, scanned[1])
             return layer.finish(x, attend(*layer.project(x, angles), mask)), None
@@ -390,7 +391,7 @@ class Llama(nnx.Module):
         key_segments = (key_positions >= 0).astype(segments.dtype)
 
         # The whole cache is carried and written in place; scanned over, slice by slice, it would stand in memory twice.
-        def step(carry: tuple[Array, Array, Array], scanned: tuple[Array, nnx.State, Array]) -> tuple[Any, None]:
+        def step(carry: tuple[Array, Array, Array], scanned: tuple[Array, Any, Array]) -> tuple[Any, None]:
             (x, keys, values), (index, state, window) = carry, scanned
             layer = nnx.merge(graphdef, state)
             query, key, value = layer.project(x, angles)
