@@ -338,7 +338,7 @@ class Mert(nnx.Module):
         mask = jnp.broadcast_to(_valid(x, frames).swapaxes(1, 2), (*x.shape[:2], x.shape[1]))
         static, stacked = nnx.split(self.layers)
 
-        def step(x: Array, layer: nnx.State) -> tuple[Array, Array]:
+        def step(x: Array, layer: Any) -> tuple[Array, Array]:
             return nnx.merge(static, layer)(x, mask), keep(x)
 
         x, states = jax.lax.scan(jax.checkpoint(step) if remat else step, x, stacked)
