@@ -7,9 +7,10 @@ N samples.
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -18,6 +19,9 @@ from mlingo_jax.data.audio import AudioSettings, crop, normalize, read_audio
 from mlingo_jax.data.features import FeatureCache
 from mlingo_jax.data.prompt import Prompt, Row, collate
 from mlingo_jax.errors import UserError
+
+# JSON can spell what is not text: no tokenizer and no file system takes it.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Batch = dict[str, np.ndarray]
 """The fields of the batch contract, and `example`, int32 [B]: each row's place in the list of examples, -1 for none."""
@@ -73,18 +77,6 @@ def split_examples(examples: Sequence[Example], eval_fraction: float) -> tuple[l
     return train, [example for example, out in zip(examples, held_out, strict=True) if out]
 
 
-class Music(Protocol):
-    """Where rows get their music from."""
-
-    def most_tokens(self, example: Example) -> int:
-        """The most music tokens that the example's row can have."""
-        ...
-
-    def load(self, example: Example | None, rng: np.random.Generator | None) -> tuple[int, Batch]:
-        """The number of music tokens and the music's fields of one row, in their fixed shapes; none for no example."""
-        ...
-
-
 class CachedMusic:
     """Music features from a cache: the field `music`, [M, D] or [S, M, D] per row, zeros after the clip's own K."""
 
@@ -96,9 +88,11 @@ class CachedMusic:
         self.shape = (*shapes[0][:-2], most, shapes[0][-1])
 
     def most_tokens(self, example: Example) -> int:
+        """The most music tokens that the example's row can have."""
         return self.cache.shape(example.clip)[-2]
 
     def load(self, example: Example | None, rng: np.random.Generator | None) -> tuple[int, Batch]:
+        """The number of music tokens and the music's fields of one row; without an example, of an empty row."""
         music = np.zeros(self.shape, np.float32)
         if example is None:
             return 0, {"music": music}
@@ -123,9 +117,11 @@ class HeardMusic:
     random: bool = True
 
     def most_tokens(self, example: Example) -> int:
+        """As `CachedMusic.most_tokens`."""
         return self.tokens(self._samples)
 
     def load(self, example: Example | None, rng: np.random.Generator | None) -> tuple[int, Batch]:
+        """As `CachedMusic.load`."""
         waveform = np.zeros(self._samples, np.float32)
         if example is None:
             return 0, {"waveform": waveform, "waveform_length": np.array(0, np.int32)}
@@ -137,6 +133,10 @@ class HeardMusic:
     @property
     def _samples(self) -> int:
         return round(self.seconds * self.audio.sample_rate)
+
+
+Music = CachedMusic | HeardMusic
+"""Where rows get their music from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _parse_line(line: bytes, where: str, folder: Path) -> Example:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start} of the line)") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a JSON object, found {type(values).__name__}")
@@ -262,6 +262,8 @@ def _text(values: dict[str, Any], name: str, where: str, *, may_be_empty: bool =
     value = values[name]
     if not isinstance(value, str):
         raise UserError(f'{where}: expected a text in the field "{name}", found {json.dumps(value)[:60]}')
+    if _SURROGATE.search(value):
+        raise UserError(f'{where}: half a surrogate pair (a \\u escape without its other half) in the field "{name}"')
     if not value.strip() and not may_be_empty:
         raise UserError(f'{where}: the field "{name}" is empty')
     return value

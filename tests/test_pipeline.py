@@ -1,0 +1,317 @@
+"""Manifest, split, and the streams of batches: shapes, order, shares of the processes, going on in the middle."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import tiny_tokenizer
+
+from mlingo_jax.data.audio import AudioSettings, normalize
+from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
+from mlingo_jax.data.pipeline import (
+    CachedMusic,
+    Example,
+    HeardMusic,
+    evaluation_batches,
+    make_dataset,
+    measure_rows,
+    read_manifest,
+    row_length,
+    split_examples,
+)
+from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
+from mlingo_jax.errors import UserError
+
+AUDIO = AudioSettings(sample_rate=1000, normalize=True)
+CLIPS = 7
+
+
+def line(**changes) -> str:
+    values = {"audio": "a.wav", "question": "What plays?", "answer": "A bell.", **changes}
+    return json.dumps({name: value for name, value in values.items() if value is not None})
+
+
+def write_manifest(folder: Path, *lines: str | bytes) -> Path:
+    (folder / "a.wav").touch()
+    path = folder / "data.jsonl"
+    path.write_bytes(b"\n".join(text if isinstance(text, bytes) else text.encode() for text in lines))
+    return path
+
+
+def test_a_manifest_is_read(tmp_path):
+    path = write_manifest(
+        tmp_path, b"\xef\xbb\xbf" + line().encode(), "", line(split="eval", year=1999, question="") + "\r"
+    )
+    first, second = read_manifest(path)
+    assert first == Example("a.wav", tmp_path / "a.wav", "What plays?", "A bell.", None, f"{path}:1")
+    assert (second.question, second.split, second.where) == ("", "eval", f"{path}:3")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{'audio': 1}", "not JSON"),
+        (line()[:-5], "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        (line(question="\ud800"), 'half a surrogate pair .* in the field "question"'),
+        ("[1, 2]", "expected a JSON object, found list"),
+        (line(answer=None), 'the field "answer" is missing; found audio, question'),
+        ("{}", 'the field "audio" is missing; found no fields'),
+        (line(question=5), 'expected a text in the field "question", found 5'),
+        (line(answer=" "), 'the field "answer" is empty'),
+        (line(audio=""), 'the field "audio" is empty'),
+        (line(split="test"), 'expected "train" or "eval" in the field "split", found "test"'),
+        (line().encode() + b"\xff", "not UTF-8"),
+        (line(audio="b.wav"), r"there is no audio file .*b\.wav; missing in all: 1 of 2 clips"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, bad, message):
+    path = write_manifest(tmp_path, line(), "", bad, line())
+    with pytest.raises(UserError, match=message) as error:
+        read_manifest(path)
+    assert str(error.value).startswith(f"{path}:3: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_clip_belongs_to_one_split(tmp_path):
+    path = write_manifest(tmp_path, line(split="train"), line(), line(split="eval"))
+    with pytest.raises(UserError, match=r"data\.jsonl:3: 'a.wav' is in the split 'eval' here and in 'train' at .*:1"):
+        read_manifest(path)
+
+
+def test_manifests_without_examples_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl: No such file"):
+        read_manifest(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="no examples in it"):
+        read_manifest(write_manifest(tmp_path, "", " "))
+
+
+def test_heard_clips_need_no_audio(tmp_path):
+    path = write_manifest(tmp_path, line(audio="gone.wav"), line())
+    assert len(read_manifest(path, heard={"gone.wav"})) == 2
+
+
+def outcome(path: Path) -> list[Example] | UserError:
+    try:
+        return read_manifest(path)
+    except UserError as error:
+        return error
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(texts=st.lists(st.binary(max_size=30) | st.text(max_size=30).map(str.encode), max_size=5))
+def test_any_bytes_give_examples_or_one_line(tmp_path, texts):
+    path = write_manifest(tmp_path, *texts)
+    read = outcome(path)
+    assert read
+    if isinstance(read, UserError):
+        assert str(read).startswith(str(path))
+        assert len(str(read).splitlines()) == 1
+
+
+@given(
+    questions=st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=30),
+    splits=st.lists(st.sampled_from(["train", "eval", None]), min_size=10, max_size=10),
+    fraction=st.floats(0, 1),
+)
+def test_a_clips_questions_stay_together(questions, splits, fraction):
+    """A clip's split may be given with some of its questions only."""
+    examples = [Example(str(clip), Path(), "Q", "A", splits[clip] if says else None, "") for clip, says in questions]
+    train, held_out = split_examples(examples, fraction)
+    assert len(train) + len(held_out) == len(examples)
+    assert not {e.clip for e in train} & {e.clip for e in held_out}
+    assert all(e.split != "eval" for e in train)
+    assert all(e.split != "train" for e in held_out)
+
+
+def test_about_the_fraction_is_held_out_whatever_else_is_there():
+    examples = [Example(f"clip {i}", Path(), "Q", "A", None, "data:1") for i in range(2000)]
+    _, held_out = split_examples(examples, 0.1)
+    assert 150 < len(held_out) < 250
+    assert split_examples(examples[::2], 0.1)[1] == [e for e in held_out if e in examples[::2]]
+    assert not split_examples(examples, 0.0)[1]
+    assert not split_examples(examples, 1.0)[0]
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory) -> list[Example]:
+    """Seven clips of 0.5 to 3.5 seconds, with one to three questions each."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    for clip in range(CLIPS):
+        soundfile.write(folder / f"{clip}.wav", rng.uniform(-1, 1, 500 * (clip + 1)), 1000, subtype="FLOAT")
+    return [
+        Example(f"{clip}.wav", folder / f"{clip}.wav", f"Question {q}?", "A bell." * q, None, f"data:{clip}")
+        for clip in range(CLIPS)
+        for q in range(1 + clip % 3)
+    ]
+
+
+def tokens(samples: int) -> int:
+    return -(-samples // 1000)
+
+
+@pytest.fixture(scope="module")
+def cache(examples, tmp_path_factory) -> FeatureCache:
+    fingerprint = Fingerprint.of({}, AUDIO, window=1, seconds=30.0)
+    clips = {example.clip: example.audio for example in examples}
+
+    def ear(waveforms):
+        return [np.full((tokens(len(w)), 3), w[0], np.float32) for w in waveforms]
+
+    return hear(clips, ear, tmp_path_factory.mktemp("cache"), fingerprint)[0]
+
+
+@pytest.fixture(scope="module")
+def prompt(tmp_path_factory) -> Prompt:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(folder)
+    return Prompt(load_tokenizer(folder), PromptSettings(max_answer_tokens=8))
+
+
+@pytest.fixture(params=["cached", "heard"])
+def music(request, examples, cache):
+    if request.param == "cached":
+        return CachedMusic(cache, examples)
+    return HeardMusic(AUDIO, seconds=2.5, tokens=tokens, minimum=400)
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_rows_are_the_prompts_with_their_music(examples, prompt, cache):
+    music = CachedMusic(cache, examples)
+    (batch,) = evaluation_batches(examples, prompt, music, length=96, batch=len(examples))
+    assert batch["music"].shape == (len(examples), 4, 3)
+    for b, example in enumerate(examples):
+        features = cache[example.clip]
+        row = prompt.row(example.question, example.answer, len(features))
+        size = len(row.tokens)
+        for name in ("tokens", "music_index", "positions", "segments", "loss_weights"):
+            np.testing.assert_array_equal(batch[name][b, :size], getattr(row, name))
+        np.testing.assert_array_equal(batch["music"][b, : len(features)], features)
+        assert not batch["music"][b, len(features) :].any()
+
+
+def test_audio_is_cropped_normalised_and_padded(examples, prompt):
+    music = HeardMusic(AUDIO, seconds=2.5, tokens=tokens, minimum=400)
+    (batch,) = evaluation_batches(examples, prompt, music, length=96, batch=len(examples))
+    assert batch["waveform"].shape == (len(examples), 2500)
+    for b, example in enumerate(examples):
+        samples = soundfile.read(example.audio, dtype="float32")[0][:2500]
+        size = batch["waveform_length"][b]
+        assert size == len(samples)
+        np.testing.assert_allclose(batch["waveform"][b, :size], normalize(samples))
+        assert not batch["waveform"][b, size:].any()
+        assert batch["music_index"][b].max() == tokens(size) - 1
+
+
+def test_crops_are_drawn_anew_in_each_epoch(examples, prompt):
+    longest = [example for example in examples if example.clip == f"{CLIPS - 1}.wav"]
+    drawn = HeardMusic(AUDIO, seconds=0.5, tokens=tokens, minimum=400)
+    batches = make_dataset(longest, prompt, drawn, length=96, batch=1, seed=0)
+    assert len({next(batches)["waveform"].tobytes() for _ in range(4)}) == 4
+    fixed = HeardMusic(AUDIO, seconds=0.5, tokens=tokens, minimum=400, random=False)
+    batches = make_dataset(longest, prompt, fixed, length=96, batch=1, seed=0)
+    assert len({next(batches)["waveform"].tobytes() for _ in range(4)}) == 1
+
+
+def test_shapes_never_change(examples, prompt, music):
+    length = row_length(measure_rows(examples, prompt, music), None)
+    batches = make_dataset(examples, prompt, music, length=length, batch=3, seed=0)
+    shapes = [{name: (v.shape, v.dtype) for name, v in next(batches).items()} for _ in range(10)]
+    shapes += [
+        {name: (v.shape, v.dtype) for name, v in batch.items()}
+        for batch in evaluation_batches(examples, prompt, music, length=length, batch=3)
+    ]
+    assert all(shape == shapes[0] for shape in shapes)
+
+
+def test_every_epoch_has_all_examples_in_another_order(examples, prompt, music):
+    batches = make_dataset(examples, prompt, music, length=96, batch=1, seed=0)
+    epochs = [[int(next(batches)["example"][0]) for _ in examples] for _ in range(3)]
+    assert all(sorted(epoch) == list(range(len(examples))) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    other = make_dataset(examples, prompt, music, length=96, batch=1, seed=7)
+    assert [int(next(other)["example"][0]) for _ in examples] not in epochs
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5, 11])
+def test_the_stream_goes_on_where_it_was(examples, prompt, music, taken):
+    """13 examples in batches of 3: every one of these places is in the middle of an epoch, the last in the third."""
+    batches = make_dataset(examples, prompt, music, length=96, batch=3, seed=3)
+    for _ in range(taken):
+        next(batches)
+    state = json.loads(json.dumps(batches.get_state()))
+    following = [next(batches) for _ in range(6)]
+    again = make_dataset(examples, prompt, music, length=96, batch=3, seed=3)
+    next(again)
+    again.set_state(state)
+    assert all(same(next(again), batch) for batch in following)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_stream_of_one(examples, prompt, music, processes):
+    alone = make_dataset(examples, prompt, music, length=96, batch=2 * processes, seed=3)
+    shares = [
+        make_dataset(examples, prompt, music, length=96, batch=2, seed=3, process=process, processes=processes)
+        for process in range(processes)
+    ]
+    seen = []
+    for _ in range(2 * len(examples)):
+        whole = next(alone)
+        parts = [next(share) for share in shares]
+        dealt = {name: np.stack([p[name] for p in parts], 1).reshape(whole[name].shape) for name in whole}
+        assert same(dealt, whole)
+        seen += whole["example"].tolist()
+    for start in range(0, len(seen) - len(examples), len(examples)):
+        assert sorted(seen[start : start + len(examples)]) == list(range(len(examples)))
+
+
+@pytest.mark.parametrize(("batch", "processes"), [(1, 1), (5, 1), (2, 2), (8, 3), (40, 1)])
+def test_an_evaluation_sees_each_example_once(examples, prompt, music, batch, processes):
+    shares = [
+        list(evaluation_batches(examples, prompt, music, length=96, batch=batch, process=p, processes=processes))
+        for p in range(processes)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    places = np.concatenate([b["example"] for share in shares for b in share])
+    assert sorted(places[places >= 0]) == list(range(len(examples)))
+    for b in itertools.chain(*shares):
+        empty = b["example"] < 0
+        assert not b["segments"][empty].any()
+        assert not b["loss_weights"][empty].any()
+        assert b["loss_weights"][~empty].any(axis=1).all()
+        assert b["tokens"].shape == (batch, 96)
+
+
+def test_the_length_is_chosen_to_hold_every_row(examples, prompt, music):
+    sizes = measure_rows(examples, prompt, music)
+    rows = [prompt.row(e.question, e.answer, music.most_tokens(e)) for e in examples]
+    assert sizes.longest == max(len(row.tokens) for row in rows)
+    assert sizes.cut == sum(row.cut for row in rows) > 0
+    assert sizes.mean == pytest.approx(np.mean([len(row.tokens) for row in rows]))
+    assert 0 <= row_length(sizes, None) - sizes.longest < 16
+    assert row_length(sizes, sizes.longest) == sizes.longest
+    with pytest.raises(UserError, match=rf"^{sizes.longest_where}: .* has {sizes.longest} tokens"):
+        row_length(sizes, sizes.longest - 1)
+
+
+def test_a_file_that_breaks_while_training_is_named(examples, prompt, tmp_path):
+    (tmp_path / "broken.wav").write_text("not audio")
+    broken = [Example("broken.wav", tmp_path / "broken.wav", "Q", "A", None, "data:1")]
+    music = HeardMusic(AUDIO, seconds=2.5, tokens=tokens, minimum=400)
+    with pytest.raises(UserError, match=r"broken\.wav: not audio"):
+        next(make_dataset(broken, prompt, music, length=96, batch=1, seed=0))
+
+
+def test_a_clip_without_features_is_named(examples, cache):
+    other = [*examples, Example("new.wav", Path("new.wav"), "Q", "A", None, "data:9")]
+    with pytest.raises(UserError, match=r"no music features of 'new\.wav'"):
+        CachedMusic(cache, other)
