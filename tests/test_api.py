@@ -1,0 +1,158 @@
+"""The Python interface on tiny models: the same numbers alone and in a batch, streaming, sampling, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import mlingo_jax
+from mlingo_jax.errors import UserError
+from mlingo_jax.inference.generate import Options
+from tests.tiny import tiny_llama, tiny_mert
+
+RATE = 24000
+QUESTIONS = [
+    "What plays?",
+    "Is it fast or slow, and in which key?",
+    "Describe the music.",
+    "Who?",
+    "What is the tempo of this piece?",
+    "Why does it sound so sad?",
+    "Name one instrument that you hear in it.",
+]
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("towers")
+    return tiny_mert(folder / "mert"), tiny_llama(folder / "llm")
+
+
+@pytest.fixture(scope="module")
+def model(towers) -> mlingo_jax.MusiLingo:
+    return mlingo_jax.load(mert=towers[0], llm=towers[1], dtype="float32", window=20)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[tuple[np.ndarray, int]]:
+    """Seven clips of seven lengths, from 0.3 to 2.4 seconds."""
+    rng = np.random.default_rng(0)
+    return [(rng.normal(0, 0.1, int(RATE * seconds)).astype(np.float32), RATE) for seconds in np.linspace(0.3, 2.4, 7)]
+
+
+def test_seven_clips_are_heard_as_each_alone(model, clips):
+    together = model.encode(clips)
+    for clip, features in zip(clips, together, strict=True):
+        alone = model.encode([clip])[0]
+        assert features.dtype == np.float32
+        assert features.shape == alone.shape == (-(-model.ear.config.frames(len(clip[0])) // 20), 24)
+        np.testing.assert_allclose(features, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_seven_answers_are_scored_as_each_alone(model, clips):
+    answers = [f"It is {question}" for question in QUESTIONS]
+    together = model.score(clips, QUESTIONS, answers)
+    for clip, question, answer, scores in zip(clips, QUESTIONS, answers, together, strict=True):
+        ids, _ = model.prompt.answer_ids(answer)
+        assert scores.shape == (len(ids),)
+        assert (scores < 0).all()
+        np.testing.assert_allclose(scores, model.score([clip], [question], [answer])[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [Options(12), Options(12, temperature=0.8, top_p=0.9), Options(6, num_beams=3)])
+def test_seven_questions_are_answered_as_each_alone(model, clips, options):
+    together = model.generate(clips, QUESTIONS, options, seed=3)
+    alone = [model.generate([c], [q], options, seed=3)[0] for c, q in zip(clips, QUESTIONS, strict=True)]
+    assert together == alone
+    assert len({answer.tokens for answer in together}) > 1
+
+
+def test_draws_differ_by_seed_clip_and_question(model, clips):
+    options = Options(8, temperature=1.0)
+    first = model.generate([clips[0]] * 2, ["What?", "What?"], options)
+    assert first[0] == first[1]
+    assert model.generate([clips[0]], "What?", options, seed=1)[0] != first[0]
+    assert model.generate([clips[1]], "What?", options)[0] != first[0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_stream_gives_the_answer_in_pieces(model, clips, temperature):
+    pieces = list(model.stream(clips[2], QUESTIONS[2], max_new_tokens=20, temperature=temperature))
+    answer = model.answer(clips[2:3], QUESTIONS[2], max_new_tokens=20, temperature=temperature)
+    assert "".join(pieces) == answer[0]
+    assert len(pieces) > 1
+
+
+def test_one_question_is_asked_about_every_clip(model, clips):
+    assert model.answer(clips[:2], "What?", max_new_tokens=4) == model.answer(
+        clips[:2], ["What?"] * 2, max_new_tokens=4
+    )
+
+
+def test_a_long_clip_is_heard_in_windows(towers):
+    model = mlingo_jax.load(mert=towers[0], llm=towers[1], dtype="float32", window=20)
+    rng = np.random.default_rng(1)
+    clip = rng.normal(0, 0.1, 75 * RATE).astype(np.float32)
+    features = model.encode([(clip, RATE)])[0]
+    pieces = [clip[: 30 * RATE], clip[30 * RATE : 60 * RATE], clip[60 * RATE :]]
+    apart = np.concatenate(model.encode([(piece, RATE) for piece in pieces]))
+    np.testing.assert_allclose(features, apart, rtol=1e-5, atol=1e-5)
+    assert model.ear.tokens(len(clip)) == len(features)
+
+
+def test_a_mesh_changes_no_number(towers, clips):
+    script = f"""
+import jax, json, numpy as np
+from jax.sharding import AxisType
+import mlingo_jax
+rng = np.random.default_rng(0)
+clips = [(rng.normal(0, 0.1, 24000).astype(np.float32), 24000)] * 2
+mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+model = mlingo_jax.load(mert={str(towers[0])!r}, llm={str(towers[1])!r}, dtype="float32", mesh=mesh)
+shards = jax.tree.leaves(model.llm.params["layers"]["mlp"]["up"])[0].addressable_shards
+print(json.dumps([model.score(clips, "What?", ["A bell."] * 2)[0].tolist(), len({{str(s.index) for s in shards}})]))
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    scores, parts = json.loads(done.stdout)
+    assert parts == 4
+    rng = np.random.default_rng(0)
+    clip = (rng.normal(0, 0.1, 24000).astype(np.float32), 24000)
+    plain = mlingo_jax.load(mert=towers[0], llm=towers[1], dtype="float32")
+    np.testing.assert_allclose(scores, plain.score([clip], "What?", ["A bell."])[0], rtol=1e-5)
+
+
+def test_towers_keep_the_dtype_asked_for(towers):
+    model = mlingo_jax.load(mert=towers[0], llm=towers[1])
+    assert {str(p.dtype) for p in jax.tree.leaves((model.llm.params, model.ear.params))} == {"bfloat16"}
+    assert {str(p.dtype) for p in jax.tree.leaves(model.adapter)} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give the encoder"),
+        ({"mert": "nowhere", "llm": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        mlingo_jax.load(**arguments)
+
+
+def test_an_adapter_of_another_width_is_refused(towers, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "adapter.pth"
+    torch.save({"model": {"llama_proj.weight": torch.zeros(32, 23), "llama_proj.bias": torch.zeros(32)}}, path)
+    with pytest.raises(UserError, match=r"adapter\.pth: the adapter does not fit.*width 24"):
+        mlingo_jax.load(mert=towers[0], llm=towers[1], adapter=path)
+
+
+def test_lists_of_different_lengths_are_refused(model, clips):
+    with pytest.raises(UserError, match="expected one for each of the 2 clips, found 1"):
+        model.answer(clips[:2], ["What?"])
