@@ -42,8 +42,8 @@ def plot_losses(workdir: Path) -> Path:
 
 
 def _smooth(losses: np.ndarray) -> np.ndarray:
-    """A running mean over a 50th of the run, both neighbours' sides alike; shorter at the ends."""
-    half = max(len(losses) // 100, 1)
+    """A running mean over a 20th of the run, both neighbours' sides alike; shorter at the ends."""
+    half = max(len(losses) // 40, 1)
     sums = np.concatenate([[0.0], np.cumsum(losses)])
     places = np.arange(len(losses))
     low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(losses))

@@ -25,6 +25,8 @@ from mlingo_jax.training.optim import Params, adamw, clip, learning_rate
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
 
+METRICS = ("loss", "tokens", "learning_rate", "gradient_norm", "update_norm", "parameter_norm")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,162 @@
+"""Everything that a run needs before its first step: towers on the devices, music, examples, rows, adapter."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from configs.base import Config
+from conversion.load import Tower, load_adapter, load_tower
+from mlingo_jax.data.pipeline import (
+    Batch,
+    Example,
+    evaluation_batches,
+    make_dataset,
+    measure_rows,
+    read_manifest,
+    row_length,
+    split_examples,
+)
+from mlingo_jax.data.prompt import Prompt, load_tokenizer
+from mlingo_jax.errors import UserError
+from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.training.checkpoint import is_run, load_run_adapter
+from mlingo_jax.training.music import RunMusic, heard_clips, lasting, mean_seconds, open_music
+from mlingo_jax.training.optim import Params
+from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
+from mlingo_jax.training.sharding import check_batch
+from mlingo_jax.training.step import Networks
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """A run that is ready to start.
+
+    networks, frozen: the static halves, and the towers' parameters on the devices, as the step takes them.
+    identities: of the towers, by the keys of `frozen` and "mert".
+    adapter: the trained parameters before the first step.
+    run: the contents of run.json.
+    train_batches, eval_batches: make the endless stream of batches, and one pass over the held-out examples.
+    seconds: of audio in an example, on average; None if the audio is not there any more.
+    notes: what the user should know of the data, a line each.
+    """
+
+    networks: Networks
+    frozen: dict[str, Params]
+    identities: dict[str, dict[str, str]]
+    adapter: Params
+    run: dict[str, Any]
+    train_batches: Callable[[], grain.DatasetIterator[Batch]]
+    eval_batches: Callable[[], Iterator[Batch]]
+    seconds: float | None
+    notes: list[str]
+
+
+def assemble(config: Config, mesh: Mesh) -> Assembly:
+    """Loads and checks everything; hears the clips that have not been heard yet.
+
+    Raises:
+        UserError: for everything that the user can have got wrong, the cheapest checks first.
+    """
+    check_batch(mesh, config.batch_size)
+    for name, value, meaning in (
+        ("data.manifest", config.data.manifest, "the examples' jsonl"),
+        ("llm.path", config.llm.path, "the language model, a folder or a hub id"),
+    ):
+        if not value:
+            raise UserError(f"config.{name} is empty: name {meaning}, with --config.{name}=…")
+    settings = prompt_settings(config)
+    examples = read_manifest(config.data.manifest, heard=heard_clips(config))
+    music = open_music(config, examples, mesh)
+    train, held_out = split_examples([e for e in examples if e.clip not in music.unheard], config.data.eval_share)
+    if not train:
+        raise UserError(f"{config.data.manifest}: no examples to train on; all are held out for evaluation")
+
+    llm = load_tower(config.llm.path, kind="llama", dtype=config.llm.dtype, mesh=mesh)
+    prompt = Prompt(load_tokenizer(llm.folder), settings)
+    sizes = measure_rows([*train, *held_out], prompt, music.music)
+    length = row_length(sizes, config.data.length or None)
+    graph, adapter = _make_adapter(config, music, llm)
+    networks = Networks(adapter=graph, llm=llm.graphdef, mert=None, keep_states=config.adapter.learn_states)
+    frozen = {"llm": llm.params}
+    if music.tower is not None:
+        networks = dataclasses.replace(networks, mert=music.tower.graphdef)
+        frozen["mert"] = music.tower.params
+
+    identities = {"mert": music.identity, "llm": llm.identity}
+    folders = {"mert": music.folder, "llm": lasting(config.llm.path)}
+    towers = {name: {"folder": folders[name], "identity": identities[name]} for name in identities}
+    run = describe_run(config, towers["mert"], towers["llm"], describe_data(train, held_out, length))
+
+    rows = {"length": length, "batch": config.batch_size // jax.process_count()}
+    place = {"process": jax.process_index(), "processes": jax.process_count()}
+    return Assembly(
+        networks=networks,
+        frozen=frozen,
+        identities=identities,
+        adapter=adapter,
+        run=run,
+        train_batches=lambda: make_dataset(train, prompt, music.music, **rows, seed=config.seed, **place),
+        eval_batches=lambda: evaluation_batches(held_out, prompt, music.music, **rows, **place),
+        seconds=mean_seconds(train, most=config.data.crop_seconds if config.data.hear_in_step else math.inf),
+        notes=_notes(train, held_out, sizes.cut, sizes.mean, length, music),
+    )
+
+
+def overview(assembly: Assembly) -> list[str]:
+    """What is trained and what is frozen, a line each, with numbers of parameters."""
+    trees = {"adapter": ("trained", assembly.adapter)}
+    trees |= {name: ("frozen", params) for name, params in assembly.frozen.items()}
+    lines = []
+    for name, (state, params) in trees.items():
+        arrays = jax.tree.leaves(params)
+        dtypes = ", ".join(sorted({str(a.dtype) for a in arrays}))
+        lines.append(f"{state:8}{name:8}{sum(a.size for a in arrays):>15,} parameters, {dtypes}")
+    if "mert" not in assembly.frozen:
+        lines.append(f"{'frozen':8}{'mert':8}{'':>15} not loaded: all clips have been heard")
+    return lines
+
+
+def _make_adapter(config: Config, music: RunMusic, llm: Tower) -> tuple[nnx.GraphDef[Adapter], Params]:
+    """The adapter's static half and its first parameters: drawn from the seed, or those of `config.adapter.start`."""
+    width = llm.config.width
+    made = Adapter(music.width, width, states=music.states, rngs=nnx.Rngs(config.seed))
+    graph, state, rest = nnx.split(made, nnx.Param, ...)
+    # Trained and frozen parameters partition the network: what is neither would be silently left out of both.
+    if jax.tree.leaves(rest):
+        raise AssertionError(f"the adapter has variables that are no parameters: {rest}")
+    drawn = nnx.to_pure_dict(state)
+    if not config.adapter.start:
+        return graph, drawn
+    start = config.adapter.start
+    params = load_run_adapter(start)[0] if is_run(start) else load_adapter(start)
+    expected, found = jax.tree.map(jnp.shape, drawn), jax.tree.map(jnp.shape, params)
+    if expected != found:
+        raise UserError(
+            f"{start}: the adapter does not fit: expected {expected} for an encoder of width {music.width} and a "
+            f"language model of width {width}, found {found}; change config.adapter.start"
+        )
+    return graph, jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+
+
+def _notes(
+    train: list[Example], held_out: list[Example], cut: int, mean: float, length: int, music: RunMusic
+) -> list[str]:
+    notes = [
+        f"{len(train):,} examples to train on, {len(held_out):,} held out; rows of {length} tokens, {mean:.0f} used"
+    ]
+    if cut:
+        notes.append(f"{cut:,} answers are longer than prompt.max_answer_tokens and are cut")
+    if music.unheard:
+        notes.append(
+            f"{len(music.unheard):,} clips cannot be heard and are left out: {'; '.join(music.unheard.values())}"
+        )
+    if not held_out:
+        notes.append("no examples are held out: there will be no evaluation")
+    return notes

@@ -1,0 +1,161 @@
+"""Where a run's music comes from: features heard once and kept, or audio heard in every step.
+
+Beside its features, a cache gets `encoder.json`: which files the encoder was read from. While those are the same, a run
+whose clips have all been heard does not load the encoder at all.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from jax.sharding import Mesh
+
+from configs.base import Config
+from conversion.folders import find
+from conversion.load import Tower, load_tower
+from mlingo_jax.data.audio import AudioSettings
+from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
+from mlingo_jax.data.hearing import Ear
+from mlingo_jax.data.pipeline import CachedMusic, Example, HeardMusic, Music
+from mlingo_jax.errors import UserError
+
+ENCODER = "encoder.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunMusic:
+    """A run's music.
+
+    music: where rows get it from.
+    width: of the features, D; states: how many hidden states they keep apart (None: their mean).
+    identity: the encoder's; folder: where it is ("" if that is not known any more).
+    tower: the encoder itself, if it is needed in the steps.
+    unheard: clips that could not be heard, and why.
+    """
+
+    music: Music
+    width: int
+    states: int | None
+    identity: dict[str, str]
+    folder: str
+    tower: Tower | None
+    unheard: dict[str, str]
+
+
+def cache_folder(config: Config) -> Path:
+    """Where the run's feature cache is, or will be."""
+    return Path(config.data.features or Path(config.workdir) / "features")
+
+
+def heard_clips(config: Config) -> FeatureCache | tuple[()]:
+    """The clips whose features are there already, so that their audio need not be."""
+    folder = cache_folder(config)
+    used = not config.data.hear_in_step and (folder / "fingerprint.json").exists()
+    return FeatureCache(folder) if used else ()
+
+
+def open_music(config: Config, examples: Sequence[Example], mesh: Mesh) -> RunMusic:
+    """The music of all the examples' clips; hears those that have not been heard yet, unless that is the steps' work.
+
+    Raises:
+        UserError: the encoder cannot be loaded or is not named; clips cannot be heard; the cache is of another kind.
+    """
+    return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, examples, mesh)
+
+
+def mean_seconds(examples: Sequence[Example], *, most: float, sample: int = 100) -> float | None:
+    """The clips' mean duration (`most` each at most), from some files' headers; None if there are no files any more."""
+    durations = []
+    for example in examples[:: max(len(examples) // sample, 1)]:
+        try:
+            durations.append(min(soundfile.info(example.audio).duration, most))
+        except (soundfile.SoundFileError, OSError):
+            continue
+    return sum(durations) / len(durations) if durations else None
+
+
+def lasting(source: str) -> str:
+    """A folder's absolute path, so that it is found from elsewhere; a hub id as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def _heard_in_step(config: Config, mesh: Mesh) -> RunMusic:
+    tower = _load_encoder(config, mesh)
+    window, frames = config.mert.window, tower.config.frames
+    music = HeardMusic(
+        AudioSettings.from_folder(tower.folder),
+        config.data.crop_seconds,
+        tokens=lambda samples: -(-frames(samples) // window),
+        minimum=tower.config.receptive_field,
+    )
+    states = tower.config.states if config.adapter.learn_states else None
+    return RunMusic(music, tower.config.width, states, tower.identity, lasting(config.mert.path), tower, {})
+
+
+def _heard_before(config: Config, examples: Sequence[Example], mesh: Mesh) -> RunMusic:
+    folder = cache_folder(config)
+    clips = {example.clip: example.audio for example in examples}
+    cache, unheard = _complete_cache(config, clips), {}
+    if cache is None:
+        cache, unheard = _hear(config, clips, mesh)
+        examples = [example for example in examples if example.clip not in unheard]
+    music = CachedMusic(cache, examples)
+    states = music.shape[0] if config.adapter.learn_states else None
+    path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
+    return RunMusic(music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unheard)
+
+
+def _complete_cache(config: Config, clips: dict[str, Path]) -> FeatureCache | None:
+    """The cache, if all clips are in it and it is of this run's kind, as far as that is seen without the encoder."""
+    cache = heard_clips(config)
+    if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips):
+        return None
+    made = cache.fingerprint
+    same = (made.window, made.keep_states) == (config.mert.window, config.adapter.learn_states)
+    known = not config.mert.path or _remembered(cache.folder).get("files") == _files(config.mert.path)
+    return cache if same and known and made.encoder.get("dtype") == config.mert.dtype else None
+
+
+def _hear(config: Config, clips: dict[str, Path], mesh: Mesh) -> tuple[FeatureCache, dict[str, str]]:
+    tower = _load_encoder(config, mesh)
+    audio = AudioSettings.from_folder(tower.folder)
+    keep = config.adapter.learn_states
+    ear = Ear(tower.graphdef, tower.params, tower.config, audio, window=config.mert.window, keep_states=keep)
+    fingerprint = Fingerprint.of(tower.identity, audio, window=ear.window, seconds=ear.seconds, keep_states=keep)
+    cache, unheard = hear(
+        clips,
+        ear,
+        cache_folder(config),
+        fingerprint,
+        minimum=tower.config.receptive_field,
+        max_bad_fraction=config.data.max_unheard,
+    )
+    memory = {"path": lasting(config.mert.path), "files": _files(config.mert.path)}
+    temporary = cache.folder / f".{ENCODER}.partial"
+    temporary.write_text(json.dumps(memory, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(cache.folder / ENCODER)
+    return cache, unheard
+
+
+def _load_encoder(config: Config, mesh: Mesh) -> Tower:
+    if not config.mert.path:
+        raise UserError("config.mert.path is empty: name the encoder, a folder or a hub id, to hear the clips with")
+    return load_tower(config.mert.path, kind="mert", dtype=config.mert.dtype, mesh=mesh)
+
+
+def _remembered(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / ENCODER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _files(source: str) -> dict[str, list[int]]:
+    """Size and time of change of each of a tower's files: what tells, without reading them, that they are the same."""
+    folder = find(source)
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}

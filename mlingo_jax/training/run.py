@@ -1,0 +1,134 @@
+"""What a run is: `config.json` (its settings) and `run.json` (what it was really made of). Another run is refused.
+
+run.json: mert and llm (folder or hub id, identity), window, prompt, data, seed, versions, git commit, devices.
+"""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import mlingo_jax
+from configs.base import Config
+from mlingo_jax.data.pipeline import Example
+from mlingo_jax.data.prompt import PromptSettings
+from mlingo_jax.errors import UserError
+from mlingo_jax.training.checkpoint import RUN, is_run, read_run
+from mlingo_jax.training.config import fields, to_json
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
+# What a run must keep to be the same run; the rest of run.json is for the reader.
+ESSENTIAL = ("mert.identity", "llm.identity", "window", "prompt", "data", "seed")
+
+
+def prompt_settings(config: Config) -> PromptSettings:
+    """The prompt of a config, as the data room takes it."""
+    prompt = config.prompt
+    return PromptSettings(
+        prompt.template, prompt.end_symbol, prompt.max_answer_tokens, (prompt.stop or prompt.end_symbol,)
+    )
+
+
+def describe_data(train: Sequence[Example], held_out: Sequence[Example], length: int) -> dict[str, Any]:
+    """The examples' numbers, their fingerprint (clips, texts, order, split), and the rows' length."""
+    texts = [[[e.clip, e.question, e.answer] for e in side] for side in (train, held_out)]
+    fingerprint = sha256(json.dumps(texts).encode()).hexdigest()
+    return {"train": len(train), "eval": len(held_out), "length": length, "fingerprint": fingerprint}
+
+
+def describe_run(
+    config: Config, mert: Mapping[str, Any], llm: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`run.json` for a run with these towers ({"folder", "identity"} each) and this data."""
+    return {
+        "mert": dict(mert),
+        "llm": dict(llm),
+        "window": config.mert.window,
+        "prompt": prompt_settings(config).to_json(),
+        "data": dict(data),
+        "seed": config.seed,
+        "versions": {
+            "mlingo_jax": mlingo_jax.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+        "commit": _commit(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def check_config(config: Config) -> None:
+    """If the workdir holds a run, refuses a config that would make another one of it.
+
+    Raises:
+        UserError: a setting differs that may not; names each with both values.
+    """
+    workdir = Path(config.workdir)
+    if not is_run(workdir):
+        return
+    try:
+        before = dict(_flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8"))))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{workdir / 'config.json'}: cannot be read ({error}); choose another workdir") from error
+    now = dict(_flatten(json.loads(to_json(config))))
+    fixed = [f.name for f in fields(config) if not f.metadata.get("free") and not f.name.startswith("demo")]
+    _refuse(workdir, [(f"config.{name}", before.get(name), now[name]) for name in fixed])
+
+
+def check_run(workdir: Path, run: Mapping[str, Any]) -> None:
+    """If the workdir holds a run, refuses one with other towers, another prompt or other data.
+
+    Raises:
+        UserError: names what differs, with both values.
+    """
+    if not is_run(workdir):
+        return
+    before, now = dict(_flatten(read_run(workdir))), dict(_flatten(run))
+    names = [n for n in {**before, **now} if n.startswith(ESSENTIAL) and not n.endswith("identity.name")]
+    _refuse(workdir, [(name, before.get(name), now.get(name)) for name in names])
+
+
+def write_run(workdir: Path, config: Config, run: Mapping[str, Any]) -> None:
+    """Writes config.json and run.json; the folder is a run's from the moment it has run.json."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write(workdir / "config.json", to_json(config))
+    if not is_run(workdir):
+        _write(workdir / RUN, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+
+
+def _refuse(workdir: Path, compared: Sequence[tuple[str, Any, Any]]) -> None:
+    differences = [f"{name} was {a!r}, is {b!r}" for name, a, b in compared if a != b]
+    if differences:
+        raise UserError(
+            f"{workdir}: holds another run: {'; '.join(differences)}. Choose another --config.workdir, or set it back"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, marked if files were changed; None outside of one."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
