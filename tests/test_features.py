@@ -182,15 +182,17 @@ def test_features_of_another_kind_are_refused(tmp_path, change, message):
         hear(clips, ear, tmp_path / "cache", other)
 
 
-def test_the_place_and_the_software_matter_only_while_adding(tmp_path):
-    clips = write_clips(tmp_path, 1)
-    hear(clips, ear, tmp_path / "cache", FINGERPRINT)
+def test_the_place_matters_only_while_adding_and_the_software_never(tmp_path):
+    clips = write_clips(tmp_path, 2)
+    first = {"clip 0": clips["clip 0"]}
+    hear(first, ear, tmp_path / "cache", FINGERPRINT)
     elsewhere = dataclasses.replace(FINGERPRINT, device="TPU v6e", encoder={**ENCODER, "name": "/another/path"})
     assert len(FeatureCache.open(tmp_path / "cache", elsewhere)) == 1
+    assert len(hear(first, ear, tmp_path / "cache", elsewhere)[0]) == 1
     with pytest.raises(UserError, match="device: 'cpu' and 'TPU v6e'"):
         hear(clips, ear, tmp_path / "cache", elsewhere)
     later = dataclasses.replace(FINGERPRINT, versions={"jax": "99"})
-    assert len(hear(clips, ear, tmp_path / "cache", later)[0]) == 1
+    assert len(hear(clips, ear, tmp_path / "cache", later)[0]) == 2
 
 
 def test_a_folder_that_is_no_cache_is_refused(tmp_path):

@@ -103,7 +103,7 @@ def outcome(path: Path) -> list[Example] | UserError:
         return error
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.binary(max_size=30) | st.text(max_size=30).map(str.encode), max_size=5))
 def test_any_bytes_give_examples_or_one_line(tmp_path, texts):
     path = write_manifest(tmp_path, *texts)

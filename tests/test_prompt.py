@@ -88,7 +88,7 @@ def test_long_answers_are_cut_from_the_right(tokenizer):
     assert row.tokens[row.loss_weights > 0].tolist() == ids[:-1]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     examples=st.lists(st.tuples(TEXTS, TEXTS, st.integers(0, 5)), max_size=4),
     limit=st.integers(1, 30),

@@ -121,7 +121,7 @@ class FeatureCache:
         they were made with may differ.
         """
         cache = cls(folder)
-        _require_fit(cache, fingerprint, ignore=("device", "versions"))
+        cache._require_fit(fingerprint, ignore=("device", "versions"))
         return cache
 
     def __contains__(self, clip: object) -> bool:
@@ -149,6 +149,14 @@ class FeatureCache:
     def __reduce__(self) -> tuple[Callable[[Path], "FeatureCache"], tuple[Path]]:
         return FeatureCache, (self.folder,)
 
+    def _require_fit(self, fingerprint: Fingerprint, *, ignore: Collection[str]) -> None:
+        differences = self.fingerprint.differences(fingerprint, ignore=ignore)
+        if differences:
+            raise UserError(
+                f"{self.folder}: the music features in this cache are not this run's; there and here are "
+                f"{'; '.join(differences)}; name another cache folder to hear the clips anew"
+            )
+
     def _place(self, clip: str) -> tuple[Path, int, tuple[int, ...]]:
         if clip not in self._places:
             raise UserError(f"{self.folder}: there are no music features of {clip!r} in this cache; hear it first")
@@ -172,11 +180,14 @@ def hear(
 
     Returns the cache, and why each clip that cannot be heard cannot. Raises UserError when these are more than
     `max_bad_fraction` of all clips (all others have been heard by then), when the folder holds features of another
-    kind or from another device, or when it cannot be written.
+    kind or would get some from another kind of device, or when it cannot be written.
     """
     folder = Path(folder)
-    cache = _open_to_add(folder, fingerprint)
+    cache = _open_or_make(folder, fingerprint)
     todo = {name: path for name, path in clips.items() if name not in cache}
+    if todo:
+        # Nothing is added from another kind of device: its rounding would set some clips apart from the others.
+        cache._require_fit(fingerprint, ignore=("versions",))
     audio = AudioSettings(fingerprint.sample_rate, fingerprint.normalize)
     bad: dict[str, str] = {}
     with tqdm(desc="hearing", total=len(clips), initial=len(clips) - len(todo), unit="clip", disable=None) as bar:
@@ -280,8 +291,8 @@ def _read_shapes(shard: Path) -> dict[str, list[int]] | None:
     return shapes if len(shapes) == count - 1 else None
 
 
-def _open_to_add(folder: Path, fingerprint: Fingerprint) -> FeatureCache:
-    """A cache to which features of this fingerprint may be added; its damaged shards are removed."""
+def _open_or_make(folder: Path, fingerprint: Fingerprint) -> FeatureCache:
+    """The cache in a folder, made if need be; shards that are damaged or were never finished are removed."""
     path = folder / "fingerprint.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -291,20 +302,10 @@ def _open_to_add(folder: Path, fingerprint: Fingerprint) -> FeatureCache:
             os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{folder}: the music features cannot be kept there ({error.strerror})") from error
-    cache = FeatureCache(folder)
-    _require_fit(cache, fingerprint, ignore=("versions",))
+    cache = FeatureCache.open(folder, fingerprint)
     for leftover in [*cache.damaged, *folder.glob(".*.partial")]:
         leftover.unlink()
     return cache
-
-
-def _require_fit(cache: FeatureCache, fingerprint: Fingerprint, ignore: Collection[str]) -> None:
-    differences = cache.fingerprint.differences(fingerprint, ignore=ignore)
-    if differences:
-        raise UserError(
-            f"{cache.folder}: the music features in this cache are not this run's; there and here are "
-            f"{'; '.join(differences)}; name another cache folder to hear the clips anew"
-        )
 
 
 def _read_fingerprint(folder: Path) -> Fingerprint:
