@@ -186,7 +186,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(SUMS))
 
 
-def _finish(response: ocp.AsyncResponse[bool], folder: Path) -> None:
+def _finish(response: Any, folder: Path) -> None:
+    # Any: Orbax's AsyncResponse is a protocol that cannot be checked at run time.
     response.result()
     if jax.process_index() == 0:
         _write_sums(folder)
