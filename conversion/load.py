@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from tqdm import tqdm
@@ -90,7 +90,7 @@ def load_adapter(source: str | Path) -> dict[str, Any]:
     return params
 
 
-def partition(axes: str, shape: Shape, mesh: Mesh) -> P:
+def partition(axes: str, shape: Shape, mesh: Mesh | AbstractMesh) -> P:
     """How a parameter lies on a mesh: each axis by its letter (`MESH_AXES`), if its size divides.
 
     A mesh axis is used once: of two axes of a parameter that would go along it, the first does.

@@ -80,9 +80,14 @@ def _run_towers(workdir: Path, folder: Path) -> list[OpenTower]:
     from mlingo_jax.training.checkpoint import read_run
 
     run = read_run(workdir)
-    mert, llm = run["mert"]["folder"], run["llm"]["folder"]
-    towers = [open_tower(find(mert), "mert"), open_tower(find(llm), "llama")]
-    config = released.make_config(towers[1].values, mert, llm, run["prompt"])
+    sources = {"mert": run["mert"], "llama": run["llm"]}
+    towers = [open_tower(find(sources[name]["folder"]), name) for name in KINDS]
+    for tower in towers:
+        if tower.config_hash() != sources[tower.kind.name]["identity"]["config"]:
+            raise UserError(
+                f"{tower.source}: its config.json is not that of the tower which {workdir} was trained with"
+            )
+    config = released.make_config(towers[1].values, run["mert"]["folder"], run["llm"]["folder"], run["prompt"])
     write_json(folder / "config.json", config)
     return towers
 

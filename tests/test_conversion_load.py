@@ -1,0 +1,164 @@
+"""Loading: the same parameters from every layout, in the asked dtype, on a mesh too; and what tells models apart."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from huggingface_hub import constants
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+from tiny import tiny_llama, tiny_mert
+
+from conversion import to_jax
+from conversion.checkpoints import read_checkpoint
+from conversion.checksum import weights_checksum
+from conversion.load import load_adapter, load_tower, partition
+from mlingo_jax.errors import UserError
+from mlingo_jax.models.llama import LlamaConfig
+from mlingo_jax.models.mert import MertConfig
+
+
+@pytest.fixture(scope="module")
+def mert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_mert(tmp_path_factory.mktemp("towers") / "mert")
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("towers") / "llm")
+
+
+def test_parameters_stand_where_the_table_says(llm: Path, mert: Path):
+    tower = load_tower(llm, kind="llama", dtype="float32")
+    torch_side = {name: tensor.read() for name, tensor in read_checkpoint(llm).items()}
+    key = torch_side["model.layers.1.self_attn.k_proj.weight"].reshape(2, 8, 32).transpose(2, 0, 1)
+    np.testing.assert_array_equal(tower.params["layers"]["attention"]["key"]["kernel"][1], key)
+    np.testing.assert_array_equal(tower.params["head"], torch_side["lm_head.weight"])
+    assert isinstance(tower.config, LlamaConfig)
+    encoder = load_tower(mert, kind="mert", dtype="float32")
+    taps = read_checkpoint(mert)["feature_extractor.conv_layers.2.conv.weight"].read()
+    np.testing.assert_array_equal(encoder.params["conv_layers"][2]["kernel"], taps.transpose(2, 1, 0))
+    assert isinstance(encoder.config, MertConfig)
+    model = nnx.merge(encoder.graphdef, nnx.State(encoder.params))
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(model, nnx.Param)), encoder.params)
+
+
+@pytest.mark.parametrize("kind", ["mert", "llama"])
+@pytest.mark.parametrize("dtype", ["float32", jnp.bfloat16])
+def test_a_converted_folder_loads_as_its_source(kind, dtype, mert: Path, llm: Path, tmp_path: Path):
+    source = mert if kind == "mert" else llm
+    to_jax.convert(source, tmp_path / source.name)
+    before, after = (load_tower(folder, kind=kind, dtype=dtype) for folder in (source, tmp_path / source.name))
+    assert before.identity == after.identity
+    assert before.identity["name"] == source.name
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype(dtype)}
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    assert after.graphdef == before.graphdef
+    assert after.folder == tmp_path / source.name
+
+
+def test_identities_tell_models_apart(llm: Path, tmp_path: Path):
+    identity = load_tower(llm, kind="llama", dtype="float32").identity
+    others = {
+        "weights": load_tower(tiny_llama(tmp_path / "a/llm", seed=1), kind="llama", dtype="float32").identity,
+        "config": load_tower(tiny_llama(tmp_path / "b/llm", rms_norm_eps=1e-5), kind="llama", dtype="float32").identity,
+    }
+    for field, other in others.items():
+        assert {name for name in identity if identity[name] != other[name]} == {field}
+
+
+def test_checksums_tell_what_changed():
+    params = {"a": {"kernel": jnp.arange(12.0).reshape(3, 4)}, "b": jnp.zeros(2, jnp.bfloat16), "c": jnp.ones(())}
+    checksum = weights_checksum(params)
+    assert checksum == weights_checksum(params) == weights_checksum(jax.tree.map(np.asarray, params))
+    kernel = params["a"]["kernel"]
+    changes = {
+        "one number": params | {"a": {"kernel": kernel.at[2, 1].add(1e-6 * 9)}},
+        "the sign of a zero": params | {"b": jnp.array([0.0, -0.0], jnp.bfloat16)},
+        "two numbers swapped": params | {"a": {"kernel": kernel[:, jnp.array([1, 0, 2, 3])]}},
+        "shape": params | {"a": {"kernel": kernel.reshape(4, 3)}},
+        "dtype": params | {"b": jnp.zeros(2, jnp.float16)},
+        "name": {name.replace("c", "d"): value for name, value in params.items()},
+    }
+    assert len({checksum, *(weights_checksum(changed) for changed in changes.values())}) == 1 + len(changes)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "spec"),
+    [
+        ("VD", (320, 32), P("tensor", "fsdp")),
+        ("LDNH", (2, 32, 4, 8), P(None, "fsdp", "tensor", None)),
+        ("LDKH", (2, 32, 2, 8), P(None, "fsdp", None, None)),
+        ("LFD", (2, 48, 33), P(None, "tensor", None)),
+        ("LNF", (2, 4, 48), P(None, "tensor", None)),
+        ("", (), P()),
+    ],
+)
+def test_partition(axes: str, shape: tuple[int, ...], spec: P):
+    assert partition(axes, shape, AbstractMesh((1, 2, 4), ("data", "fsdp", "tensor"))) == spec
+    assert partition(axes, shape, AbstractMesh((8,), ("data",))) == P(*[None] * len(axes))
+
+
+ON_A_MESH = """
+    import sys
+    import jax, numpy as np
+    from conversion.load import load_tower
+    from conversion.checksum import weights_checksum
+
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    for kind, folder in zip(("mert", "llama"), sys.argv[1:], strict=True):
+        alone = load_tower(folder, kind=kind, dtype="bfloat16")
+        spread = load_tower(folder, kind=kind, dtype="bfloat16", mesh=mesh)
+        assert alone.identity == spread.identity
+        jax.tree.map(np.testing.assert_array_equal, alone.params, spread.params)
+        assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(spread.params)} == {8}
+    kernel = spread.params["layers"]["mlp"]["gate"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 16, 24)}
+    print("equal")
+"""
+
+
+def test_a_mesh_of_eight_devices(mert: Path, llm: Path):
+    """In a process of its own: the number of devices is set before JAX starts."""
+    code = "import jax; jax.config.update('jax_num_cpu_devices', 8)\n" + textwrap.dedent(ON_A_MESH)
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(mert), str(llm)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.stdout == "equal\n", process.stderr
+
+
+def test_bfloat16_is_rounded_to_nearest(llm: Path):
+    norm = read_checkpoint(llm)["model.norm.weight"].read()
+    loaded = load_tower(llm, kind="llama", dtype="bfloat16").params["norm"]["scale"]
+    np.testing.assert_array_equal(np.asarray(loaded), norm.astype(ml_dtypes.bfloat16))
+
+
+def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"`hf download someone/some-model --local-dir some-model`") as caught:
+        load_tower("someone/some-model", kind="mert", dtype="float32")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there(tmp_path: Path, llm: Path, mert: Path):
+    (tmp_path / "empty").mkdir()
+    for source, message in (
+        (tmp_path / "nothing", "nothing: no such file or folder"),
+        (tmp_path / "empty", "empty: the folder is empty"),
+        (llm, r"llm: holds a llama model, expected a mert model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_tower(source, kind="mert", dtype="float32")
+    with pytest.raises(UserError, match=r"mert: holds a mert model, expected an adapter"):
+        load_adapter(mert)
