@@ -1,5 +1,6 @@
 """What the encoder promises whatever its weights: rows of a batch do not touch, padding does not count."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,30 +31,45 @@ TINY = {
     "num_conv_pos_embeddings": 8,
     "num_hidden_layers": 3,
 }
-# transformers' four combinations, and lengths to try with each; the first is MERT-v1-330M's, the second MERT-v1-95M's.
+# Kinds of norm, and lengths to try; the first is MERT-v1-330M's, the second MERT-v1-95M's.
 KINDS = [
     ("group", True, [700, 30, 35, 333, 512, 640, 699]),
-    ("group", False, [30, 512, 700]),
-    ("layer", True, [30, 512, 700]),
-    ("layer", False, [30, 512, 700]),
+    ("group", False, [30, 700]),
+    ("layer", False, [30, 700]),
 ]
 WINDOW = 7
 
 
 def tiny(*, dtype: Any = jnp.float32, **changes: Any) -> Mert:
-    return Mert(MertConfig.from_json(TINY | changes, "config.json"), dtype=dtype, rngs=nnx.Rngs(3))
+    """A small encoder with weights from NumPy: every one of them counts, and nothing has to be compiled for them."""
+    config = MertConfig.from_json(TINY | changes, "config.json")
+    static, shapes = nnx.split(nnx.eval_shape(lambda: Mert(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    generator = np.random.default_rng(3)
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Array:
+        near_one = jax.tree_util.keystr(path).find("scale") >= 0
+        return jnp.asarray(near_one + 0.3 * generator.normal(size=leaf.shape), leaf.dtype)
+
+    return nnx.merge(static, jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def features(model: Mert, waveform: np.ndarray, lengths: list[int] | None = None, **options: Any) -> Array:
+@partial(jax.jit, static_argnames=("static", "method", "window", "keep_states"))
+def run(static: Any, state: Any, method: str, waveform: Array, lengths: Array, **options: Any) -> Array:
+    return getattr(nnx.merge(static, state), method)(waveform, lengths, **options)
+
+
+def call(model: Mert, method: str, waveform: np.ndarray, lengths: list[int] | None = None, **options: Any) -> Array:
+    """One of the model's methods under jit; without lengths, every row is full."""
     lengths = [waveform.shape[1]] * len(waveform) if lengths is None else lengths
-    options = {"window": WINDOW} | options
-    static, state = nnx.split(model)
-    run = jax.jit(lambda s, w, n: nnx.merge(static, s).features(w, n, **options))
-    return run(state, jnp.asarray(waveform), jnp.asarray(lengths, jnp.int32))
+    return run(*nnx.split(model), method, waveform, np.asarray(lengths, np.int32), **options)
+
+
+def features(model: Mert, waveform: np.ndarray, lengths: list[int] | None = None, **options: Any) -> Array:
+    return call(model, "features", waveform, lengths, window=WINDOW, **options)
 
 
 def relative_error(found: Any, wanted: Any) -> float:
@@ -85,11 +101,11 @@ def test_a_row_too_short_for_one_frame_is_zero_and_leaves_the_others_alone():
 @pytest.mark.parametrize("pre_norm", [True, False])
 def test_features_are_the_mean_over_states_then_over_windows(pre_norm):
     model = tiny(do_stable_layer_norm=pre_norm)
-    waveform, lengths = noise(2, 600), jnp.array([600, 440])
-    states = np.asarray(model.hidden_states(jnp.asarray(waveform), lengths))
-    frames = model.config.frames(np.asarray(lengths))
+    waveform, lengths = noise(2, 600), [600, 440]
+    states = np.asarray(call(model, "hidden_states", waveform, lengths))
+    frames = model.config.frames(np.array(lengths))
     assert states.shape == (model.config.states, 2, frames.max(), model.config.width)
-    found = features(model, waveform, [600, 440])
+    found = features(model, waveform, lengths)
     assert found.dtype == jnp.float32
     for row, count in enumerate(frames):
         mean = states.mean(0)[row, :count]
@@ -132,7 +148,7 @@ def test_position_convolution_keeps_the_length_and_each_tap_has_its_gain(taps):
 def test_masked_frames_carry_the_mask_vector_whatever_was_heard():
     model = tiny()
     loud, quiet = noise(1, 600), noise(2, 600)[1:]
-    everything = jnp.ones((1, model.config.frames(600)), bool)
+    everything = np.ones((1, model.config.frames(600)), bool)
     assert (
         relative_error(features(model, loud, mask_time=everything), features(model, quiet, mask_time=everything)) == 0
     )
