@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grain
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from configs.base import Config
@@ -106,7 +106,7 @@ class Loop:
     def _begin(self, saved: Saved | None) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
         state, batches = init_state(self._assembly.adapter), self._assembly.train_batches()
         if saved:
-            state = TrainState(step=jnp.asarray(saved.step, jnp.int32), adapter=saved.adapter, **saved.optimizer)
+            state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **saved.optimizer)
             batches.set_state(saved.data)
         return replicate(state, self._mesh), batches
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-METRICS = "metrics.jsonl"
+FILE = "metrics.jsonl"
 
 
 class Record:
     """Appends to a run's metrics.jsonl and TensorBoard files, going on after step `after`. A context manager."""
 
     def __init__(self, workdir: Path, *, after: int):
-        path = workdir / METRICS
+        path = workdir / FILE
         _forget(path, after)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=after + 1)
@@ -52,7 +52,7 @@ class Record:
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """A run's records in order; a last line that was cut off by a kill is left out."""
-    path = Path(workdir) / METRICS
+    path = Path(workdir) / FILE
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

@@ -6,6 +6,7 @@ program, and donating them would lose them. Axes: B rows, L places, M music toke
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from configs.base import Config
 from mlingo_jax.models.adapter import Adapter
@@ -31,20 +32,20 @@ METRICS = ("loss", "tokens", "learning_rate", "gradient_norm", "update_norm", "p
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes, all of it donated to the next one.
+    """What a step changes, all of it donated to the next one. Leaves are arrays, or their shapes under `eval_shape`.
 
-    step: micro-steps done.
+    step: micro-steps done, int32 [].
     adapter: the trained parameters, float32.
     moments: AdamW's (training/optim.py).
     gradient: the loss sum's gradient, summed over the micro-steps since the last update.
-    weight: the number of answer tokens in it.
+    weight: the number of answer tokens in it, float32 [].
     """
 
-    step: Int[Array, ""]
+    step: Any
     adapter: Params
-    moments: optax.OptState
+    moments: Any
     gradient: Params
-    weight: Float[Array, ""]
+    weight: Any
 
 
 @dataclasses.dataclass(frozen=True)
