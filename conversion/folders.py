@@ -117,8 +117,9 @@ def new_target(target: Path, *, folder: bool) -> Iterator[Path]:
     """
     if target.exists() and not (folder and target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target}: is there already; name a new {'folder' if folder else 'file'}, or remove it")
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = target.with_name(f".{target.name}.partial")
     try:
+        _remove(partial)  # Of a conversion that was killed.
         target.parent.mkdir(parents=True, exist_ok=True)
         if folder:
             partial.mkdir()
@@ -127,5 +128,11 @@ def new_target(target: Path, *, folder: bool) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{target}: not written: {error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import functools
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,9 +12,9 @@ import numpy as np
 from conversion.tensors import BUFFERS, DTYPES, Tensor, Tensors, numpy_dtype
 from mlingo_jax.errors import UserError
 
-# numpy and torch know no bfloat16 of each other: bits are handed over, as integers of the item's size.
-INTEGERS = {8: "int64", 4: "int32", 2: "int16"}
-TORCH_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+ZIP = b"PK\x03\x04"
+# By torch's names, which are numpy's.
+NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -36,7 +35,7 @@ def write_torch(path: Path, state: Mapping[str, Tensors]) -> None:
     """
     torch = _import_torch(path)
     torch.save(
-        {key: {n: _to_torch(torch, t.read()) for n, t in tensors.items()} for key, tensors in state.items()}, path
+        {key: {n: _to_torch(t.read(), torch) for n, t in tensors.items()} for key, tensors in state.items()}, path
     )
 
 
@@ -51,30 +50,33 @@ def _import_torch(path: Path) -> ModuleType:
 
 def _tensor(path: Path, name: str, value: Any) -> Tensor:
     torch_name = str(value.dtype).removeprefix("torch.")
-    dtype = numpy_dtype(path, name, TORCH_NAMES.get(torch_name, torch_name))
-    return Tensor(tuple(value.shape), dtype, lambda: _to_numpy(_load(path)[name], dtype))
+    dtype = numpy_dtype(path, name, NAMES.get(torch_name, torch_name))
+    return Tensor(tuple(value.shape), dtype, lambda: _to_numpy(_load(path)[name], dtype, _import_torch(path)))
 
 
-def _to_numpy(value: Any, dtype: np.dtype) -> np.ndarray:
-    integers = getattr(_import_torch(Path()), INTEGERS[dtype.itemsize])
-    return value.detach().contiguous().view(integers).numpy().view(dtype)
+# torch knows no bfloat16 of numpy's: the bits are handed over, as integers.
 
 
-def _to_torch(torch: ModuleType, array: np.ndarray) -> Any:
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    torch_names = {name: torch_name for torch_name, name in TORCH_NAMES.items()}
-    bits = np.ascontiguousarray(array).view(INTEGERS[array.dtype.itemsize])
-    return torch.from_numpy(bits).view(getattr(torch, torch_names[names[array.dtype]])).reshape(array.shape)
+def _to_numpy(value: Any, dtype: np.dtype, torch: ModuleType) -> np.ndarray:
+    bits = getattr(torch, f"int{8 * dtype.itemsize}")
+    return value.detach().contiguous().view(bits).numpy().view(dtype)
+
+
+def _to_torch(array: np.ndarray, torch: ModuleType) -> Any:
+    bits = np.ascontiguousarray(array).view(f"int{8 * array.dtype.itemsize}")
+    return torch.from_numpy(bits).view(getattr(torch, array.dtype.name)).reshape(array.shape)
 
 
 def _load(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        is_zip = file.read(len(ZIP)) == ZIP
     # Mapped anew for each tensor: the pages of a file that stays mapped would count as our memory.
-    return _unpickle(path, mmap=True) if zipfile.is_zipfile(path) else _load_old(path)
+    return _unpickle(path, mmap=True) if is_zip else _load_old(path, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_old(path: Path) -> dict[str, Any]:
-    # Files from before torch 1.6 cannot be mapped: the last one read stays in memory, whole.
+def _load_old(path: Path, written: int) -> dict[str, Any]:
+    # Files from before torch 1.6 are no zip and cannot be mapped: the last one read stays in memory, whole.
     return _unpickle(path, mmap=False)
 
 
@@ -84,7 +86,7 @@ def _unpickle(path: Path, *, mmap: bool) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: corrupt, or holds more than tensors and plain values, which is not loaded") from error
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AssertionError) as error:
+    except Exception as error:  # torch raises errors of many kinds over a broken file.
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: truncated or corrupt ({reason}); download it again") from error
     state = state.get("model", state) if isinstance(state, dict) else state

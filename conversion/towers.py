@@ -172,6 +172,8 @@ def _describe(found: Found) -> str:
 
 def _open_converted(folder: Path, kind: TowerKind) -> OpenTower:
     record = read_json(folder / RECORD)
+    if missing := {"prefix", "parametrized", "copies"} - record.keys():
+        raise UserError(f"{folder / RECORD}: lacks {', '.join(sorted(missing))}; convert the model again")
     naming = Naming(record["prefix"], record["parametrized"], tuple(record["copies"]))
     values = read_json(folder / "config.json")
     config, model, table = _build(kind, values, folder / "config.json")
