@@ -6,7 +6,7 @@ segment 0 is padding. The reference for every number is transformers' LlamaForCa
 Qwen2ForCausalLM and Qwen3ForCausalLM.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,14 +19,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from mlingo_jax.models.attributes import Attributes
-from mlingo_jax.models.layers import Projection, RMSNorm, attend, normal, parameter
+from mlingo_jax.models.layers import ACTIVATIONS, Projection, RMSNorm, attend, normal, parameter
 
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-}
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 

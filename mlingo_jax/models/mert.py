@@ -4,9 +4,9 @@ For one clip it computes what MERT's `modeling_MERT.py` and transformers' `Huber
 differs from them on purpose: statistics, attention and pooling see a row's own frames only, so that a clip's features
 do not depend on its neighbours.
 
-Axes: B rows, N samples (of a waveform), T frames or convolution taps, I and O input and output channels, C the last
-convolution's channels, D width, F inner width, N heads and H head width (of a kernel), L layers,
-S hidden states (L + 1), K pooling windows.
+Axes: B rows, N samples (of a waveform), T frames or convolution taps, U a convolution's output frames, I and O its
+input and output channels, C the last one's output channels, D width, F inner width, N heads and H head width (of a
+kernel), L layers, S hidden states (L + 1), K pooling windows.
 """
 
 import math
@@ -180,7 +180,7 @@ class ConvLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T I"], frames: Int[Array, " B"]) -> Float[Array, "B U O"]:
         """`frames` counts the output's valid frames."""
-        # A full-precision product costs nothing for the one channel of the waveform; see `Mert.hidden_states`.
+        # Accelerators round by default, the waveform too (see `Mert._frame_vectors`); for one channel, not to is free.
         precision = jax.lax.Precision.HIGHEST if x.shape[-1] == 1 else None
         kernel = self.kernel[...].astype(x.dtype)
         x = jax.lax.conv_general_dilated(
