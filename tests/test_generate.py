@@ -3,13 +3,13 @@
 import collections
 import itertools
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import tiny_tokenizer
 
 from conversion.keymap import entries, parameters
 from conversion.llama import RULES
@@ -20,6 +20,7 @@ from mlingo_jax.inference.generate import Answer, Options, generate, stream
 from mlingo_jax.inference.sampling import row_keys
 from mlingo_jax.inference.stopping import ENDED_BY_EOS, StopRule, stop_rule
 from mlingo_jax.models.llama import Llama, LlamaConfig
+from tests.tiny import tiny_tokenizer
 
 CONFIG = {
     "model_type": "llama",
@@ -47,12 +48,13 @@ def tokenizer(tmp_path_factory):
 def llm() -> Llama:
     model = Llama(LlamaConfig.from_json(CONFIG, "config.json"), dtype=jnp.float32, rngs=nnx.Rngs(3))
     # With larger logits the margins between tokens are far above the noise of float32.
+    assert model.head is not None
     model.head.set_value(5 * model.head[...])
     return model
 
 
 @pytest.fixture(scope="module")
-def split(llm) -> tuple:
+def split(llm) -> tuple[Any, Any]:
     graphdef, params = nnx.split(llm, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 
@@ -100,7 +102,7 @@ def keys(prompts: list[np.ndarray], seed: int = 0) -> jax.Array:
     return row_keys(seed, np.array([zlib.crc32(prompt.tobytes()) for prompt in prompts], np.uint32))
 
 
-def run(split: tuple, prompts: list[np.ndarray], rule: StopRule, *, seed: int = 0, **options) -> list[Answer]:
+def run(split: tuple[Any, Any], prompts: list[np.ndarray], rule: StopRule, *, seed: int = 0, **options) -> list[Answer]:
     settings = Options(**{"max_new_tokens": TOKENS, **options})
     return generate(*split, *batch(prompts), rule=rule, options=settings, keys=keys(prompts, seed))
 
@@ -169,7 +171,7 @@ def test_a_row_of_padding_gets_no_answer_and_costs_no_steps(split, prompts, rule
     "options",
     [{}, {"temperature": 1.5, "top_k": 40, "top_p": 0.9}, {"num_beams": 3}, {"max_new_tokens": 1}],
 )
-def test_a_stream_put_together_is_the_answer(split, prompts, rule, options):
+def test_a_stream_put_together_is_the_answer(split: tuple[Any, Any], prompts, rule, options):
     settings = Options(**{"max_new_tokens": TOKENS, **options})
     for prompt in prompts[:5]:
         pieces = list(stream(*split, *batch([prompt]), rule=rule, options=settings, keys=keys([prompt])))
@@ -177,16 +179,17 @@ def test_a_stream_put_together_is_the_answer(split, prompts, rule, options):
         assert "".join(pieces) == run(split, [prompt], rule, **options)[0].text
 
 
-def test_the_same_shapes_compile_once(split, prompts, rule):
+def test_the_same_shapes_compile_once(split: tuple[Any, Any], prompts, rule):
     run(split, prompts, rule, temperature=0.9, top_k=5, top_p=0.5)
     run(split, prompts[:1], rule, temperature=0.9, top_k=5, top_p=0.5)
     run(split, prompts, rule, num_beams=3)
-    compiled = [f._cache_size() for f in (prefill, decode, beam_search)]
+    programs: list[Any] = [prefill, decode, beam_search]
+    compiled = [program._cache_size() for program in programs]
     run(split, prompts[::-1], rule, temperature=0.3, top_k=7, top_p=0.8, seed=4)
     options = Options(TOKENS, 0.5, 9, 0.6)
     assert "".join(stream(*split, *batch(prompts[:1]), rule=rule, options=options, keys=keys(prompts[:1])))
     run(split, prompts[::-1], rule, num_beams=3)
-    assert [f._cache_size() for f in (prefill, decode, beam_search)] == compiled
+    assert [program._cache_size() for program in programs] == compiled
 
 
 def test_as_many_beams_as_tokens_find_the_best_of_all_answers_of_two_tokens(split, llm, tokenizer, prompts):
@@ -225,7 +228,7 @@ def test_beam_search_is_that_of_transformers(split, llm, no_stop, tokenizer, num
         assert found.finish_reason == ("eos" if wanted[-1] in eos else "length")
 
 
-def reference_llm(llm: Llama):
+def reference_llm(llm: Llama) -> Any:
     """transformers' model with the same weights."""
     import torch
     from transformers import LlamaConfig as ReferenceConfig

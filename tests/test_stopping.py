@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -24,6 +23,7 @@ from mlingo_jax.inference.stopping import (
     token_bytes,
     transition_table,
 )
+from tests.tiny import tiny_tokenizer
 
 # Few letters, so that texts overlap themselves and each other; 'é' and '音' are two and three bytes.
 ALPHABET = "#ab é音"

@@ -194,7 +194,7 @@ def hear(
         names = list(todo)
         for start in range(0, len(names), shard_clips):
             shard = {name: todo[name] for name in names[start : start + shard_clips]}
-            heard = _hear_in_batches(_read_ahead(shard, audio, minimum), ear, audio.sample_rate, bad, bar)
+            heard = _hear_in_batches(read_ahead(shard, audio, minimum), ear, audio.sample_rate, bad, bar)
             _write_shard(folder / f"{_digest(shard)}.array_record", heard, DTYPES[fingerprint.stored])
     if len(bad) > max_bad_fraction * len(clips):
         named = "; ".join(list(bad.values())[:_NAMED]) + ("; ..." if len(bad) > _NAMED else "")
@@ -229,7 +229,7 @@ def _hear_in_batches(
         bar.update(len(batch))
 
 
-def _read_ahead(
+def read_ahead(
     clips: Mapping[str, Path], audio: AudioSettings, minimum: int
 ) -> Iterator[tuple[str, Waveform | UserError]]:
     """Reads files in threads, a few ahead of what is asked for, and gives them in order."""

@@ -1,0 +1,194 @@
+"""Asks a question about audio files: `python -m mlingo_jax.caption FILES_OR_FOLDERS --question ... --output out.jsonl`.
+
+One line of JSON per file: file, question, answer, finish_reason (stop, eos, length), seconds of audio; or file,
+question and error for a file that cannot be read, while the rest goes on. Started again, it goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from mlingo_jax.errors import UserError, run_door
+
+if TYPE_CHECKING:
+    from mlingo_jax.api import MusiLingo
+    from mlingo_jax.data.features import Waveform
+    from mlingo_jax.inference.answer_file import AnswerFile
+    from mlingo_jax.inference.generate import Options
+
+# What folders are searched for; a file given by name may have any.
+EXTENSIONS = frozenset((".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"))
+DEMO = Path("runs/demo")
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    from mlingo_jax.inference.answer_file import AnswerFile
+    from mlingo_jax.inference.generate import Options
+
+    options = Options(
+        arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, arguments.num_beams
+    )
+    if arguments.batch_size < 1:
+        raise UserError(f"batch_size is {arguments.batch_size}; expected at least 1")
+    files = find_audio(arguments.paths)
+    model = _load(arguments)
+    asked = {(file, arguments.question) for file in files}
+    with AnswerFile(arguments.output, _settings(model, options, arguments.seed), asked) as output:
+        todo = [file for file in files if (file, arguments.question) not in output.done]
+        failed = caption(model, todo, arguments.question, options, arguments.seed, arguments.batch_size, output)
+    already = f", {len(files) - len(todo)} of them before" if len(todo) < len(files) else ""
+    errors = f"; {failed} cannot be read: see their error lines" if failed else ""
+    print(f"{arguments.output}: {len(files) - failed} of {len(files)} files answered{already}{errors}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def find_audio(paths: Iterable[str]) -> list[str]:
+    """The audio files: those given by name as they are, those in folders (all levels) by extension, sorted; none twice.
+
+    Raises:
+        UserError: a folder holds no audio file.
+    """
+    found: dict[str, None] = {}
+    for path in paths:
+        files = _search(path) if os.path.isdir(path) else [path]
+        if not files:
+            raise UserError(f"{path}: no audio file in this folder (searched for {', '.join(sorted(EXTENSIONS))})")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def caption(
+    model: "MusiLingo",
+    files: Sequence[str],
+    question: str,
+    options: "Options",
+    seed: int,
+    batch_size: int,
+    output: "AnswerFile",
+) -> int:
+    """Writes a line for each file, in their order; audio is decoded ahead while the model works.
+
+    Returns the number of files that cannot be read.
+    """
+    from mlingo_jax.data.features import read_ahead
+
+    rate, failed = model.ear.audio.sample_rate, 0
+    waveforms = read_ahead({f: Path(f) for f in files}, model.ear.audio, model.ear.config.receptive_field)
+    with tqdm(total=len(files), desc="answering", unit="file", disable=None) as bar:
+        for batch in _batches(waveforms, batch_size):
+            heard = {file: (waveform, rate) for file, waveform in batch if not isinstance(waveform, UserError)}
+            answers = model.generate(list(heard.values()), question, options, seed=seed) if heard else []
+            by_file = dict(zip(heard, answers, strict=True))
+            for file, waveform in batch:
+                line: dict[str, Any] = {"file": file, "question": question}
+                if isinstance(waveform, UserError):
+                    line["error"] = str(waveform)
+                    failed += 1
+                else:
+                    line["answer"] = by_file[file].text
+                    line["finish_reason"] = by_file[file].finish_reason
+                    line["seconds"] = round(len(waveform) / rate, 3)
+                output.write(line)
+            bar.update(len(batch))
+    return failed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mlingo_jax.caption",
+        description="Asks a question about audio files and writes the answers as jsonl. Started again, it goes on.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="FILES_OR_FOLDERS", help="audio files; folders are searched at all levels")
+    add("--question", required=True, help="what to ask about each file")
+    add("--output", required=True, type=Path, metavar="OUT.jsonl", help="one line per file is appended here")
+    add("--adapter", help=f"a training run's folder, MusiLingo folder or .pth; by default {DEMO} if that is there")
+    add("--mert", help="the encoder: a folder or hub id; by default the adapter's own")
+    add("--llm", help="the language model: a folder or hub id; by default the adapter's own")
+    add("--dtype", choices=("bfloat16", "float32"), help="by default float32 on a CPU, bfloat16 elsewhere")
+    add(
+        "--batch_size",
+        type=int,
+        default=8,
+        help="files answered at once (default %(default)s); no answer depends on it",
+    )
+    add("--max_new_tokens", type=int, default=300, help="an answer's greatest length (default %(default)s)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0, the default, takes the most probable token; above, one is drawn",
+    )
+    add("--top_k", type=int, help="draw from the k most probable tokens only")
+    add("--top_p", type=float, help="draw from the smallest set of tokens that holds this probability")
+    add("--num_beams", type=int, default=1, help="above 1, beam search (default %(default)s)")
+    add("--seed", type=int, default=0, help="of the draws (default %(default)s)")
+    return parser
+
+
+def _load(arguments: argparse.Namespace) -> "MusiLingo":
+    adapter = arguments.adapter
+    if adapter is None:
+        if not (DEMO / "run.json").is_file():
+            raise UserError(
+                f"no --adapter given, and there is no {DEMO} here; give a training run's folder or a MusiLingo .pth or "
+                "folder, or make the demo's with `python -m mlingo_jax.train --config=demo`"
+            )
+        adapter = str(DEMO)
+    print(f"model: {adapter}", file=sys.stderr)
+    import jax
+
+    import mlingo_jax
+
+    dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return mlingo_jax.load(mert=arguments.mert, llm=arguments.llm, adapter=adapter, dtype=dtype)
+
+
+def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, Any]:
+    """All that the answers depend on, for the output's settings file."""
+    from conversion.checksum import weights_checksum
+
+    return {
+        "mert": weights_checksum(model.ear.params),
+        "llm": weights_checksum(model.llm.params),
+        "adapter": weights_checksum(model.adapter),
+        "dtype": model.llm.identity["dtype"],
+        "window": model.ear.window,
+        "prompt": dataclasses.asdict(model.prompt.settings),
+        **dataclasses.asdict(options),
+        "seed": seed if options.temperature > 0 else None,
+    }
+
+
+def _search(folder: str) -> list[str]:
+    return sorted(
+        os.path.join(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+    )
+
+
+def _batches(
+    waveforms: "Iterable[tuple[str, Waveform | UserError]]", size: int
+) -> "Iterator[list[tuple[str, Waveform | UserError]]]":
+    batch = []
+    for waveform in waveforms:
+        batch.append(waveform)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,135 @@
+"""Answers as a jsonl file that a killed command goes on with: whole lines only, nothing twice, one set of settings."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlingo_jax.errors import UserError
+
+Key = tuple[str, str]
+
+
+class AnswerFile:
+    """A jsonl file of one object per file and question, open for appending. A context manager.
+
+    A line is {"file", "question", "answer", ...}, or {"file", "question", "error"} where the file could not be heard.
+    `settings` (what the answers depend on: weights, prompt, options) are kept beside it in NAME.settings.json.
+
+    Opened again, a last line that was cut off is dropped, and so are the errors of `asked`: they are tried once more.
+    `done` holds the (file, question) pairs that have an answer.
+
+    Raises:
+        UserError: the file was made with other settings, is not a file of answers, or cannot be written.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], asked: set[Key]):
+        self.path = path
+        self.done: set[Key] = set()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.stat().st_size:
+                self._require_settings(settings)
+                self._keep_answers(asked)
+            else:
+                _replace(self._settings_path, [json.dumps(settings, indent=2).encode() + b"\n"])
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Appends a line; it is on its way to the disk when this returns."""
+        try:
+            _write_all(self._file, _encode(line))
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def __enter__(self) -> "AnswerFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    @property
+    def _settings_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.settings.json")
+
+    def _cannot_write(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.path}: cannot be written ({error.strerror}); the answers so far are kept, and the same command "
+            "goes on from there"
+        )
+
+    def _require_settings(self, settings: Mapping[str, Any]) -> None:
+        try:
+            before = _flat(json.loads(self._settings_path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{self.path}: there already, but not what it was made with ({self._settings_path.name} is missing or "
+                "broken); give another --output, or delete it"
+            ) from error
+        now = _flat(json.loads(json.dumps(settings)))
+        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if differing:
+            listed = "; ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in differing)
+            raise UserError(f"{self.path}: made with other settings: {listed}; give another --output, or delete it")
+
+    def _keep_answers(self, asked: set[Key]) -> None:
+        dropped = False
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    dropped = True
+                    break
+                key, failed = self._read_line(line, number)
+                if not failed:
+                    self.done.add(key)
+                dropped |= failed and key in asked
+        if dropped:
+            _replace(self.path, self._kept_lines(asked))
+
+    def _kept_lines(self, asked: set[Key]) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    key, failed = self._read_line(line, number)
+                    if not (failed and key in asked):
+                        yield line
+
+    def _read_line(self, line: bytes, number: int) -> tuple[Key, bool]:
+        """The line's file and question, and whether it is an error."""
+        try:
+            values = json.loads(line)
+            return (values["file"], values["question"]), "error" in values
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{self.path}:{number}: not an answer ({{"file", "question", ...}}); give another --output'
+            ) from error
+
+
+def _encode(line: Mapping[str, Any]) -> bytes:
+    # A file name that is not UTF-8 holds lone surrogates, which "backslashreplace" writes as JSON's own escapes.
+    return json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _write_all(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def _replace(path: Path, lines: Iterator[bytes] | list[bytes]) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(lines)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
