@@ -82,7 +82,7 @@ class MusiLingo:
         features = self.encode(clips)
         rows = [self.prompt.row(q, a, f.shape[-2]) for q, a, f in zip(questions, answers, features, strict=True)]
         with self._on_mesh():
-            log_probs = _log_probs(self._graphdefs, self._params, *self._batch(rows, features))
+            log_probs = np.asarray(_log_probs(self._graphdefs, self._params, *self._batch(rows, features)))
         return [scores[: len(row.tokens)][row.loss_weights > 0] for scores, row in zip(log_probs, rows, strict=False)]
 
     def answer(

@@ -1,0 +1,172 @@
+"""Checkpoints: what goes in comes out, the newest are kept, damage is seen, a full disk leaves the last good one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlingo_jax.errors import UserError
+from mlingo_jax.training import checkpoint
+from mlingo_jax.training.checkpoint import Checkpoints, Saved, is_run, load_run_adapter, restore
+
+TOWERS = {"llm": {"name": "tiny", "weights": "0123"}}
+
+
+def make(step: int, size: int = 8) -> Saved:
+    rng = np.random.default_rng(step)
+    adapter = {"projection": {"kernel": rng.normal(size=(size, 4)).astype(np.float32), "bias": np.zeros(4, np.float32)}}
+    optimizer = {"moments": {"count": np.array(step, np.int32), "mu": adapter}, "weight": np.array(2.5, np.float32)}
+    return Saved(step, adapter, optimizer, {"next_index": step})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "run.json").write_text(json.dumps({"seed": 1}))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (10, 20, 30):
+            checkpoints.save(make(step), TOWERS)
+    return tmp_path
+
+
+def kept(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def assert_is(saved: Saved | None, step: int) -> None:
+    assert saved is not None
+    expected = make(step)
+    assert (saved.step, saved.data) == (step, {"next_index": step})
+    for name, values in expected.adapter["projection"].items():
+        np.testing.assert_array_equal(saved.adapter["projection"][name], values)
+        assert saved.adapter["projection"][name].dtype == np.float32
+    assert saved.optimizer["moments"]["count"] == step
+    assert saved.optimizer["weight"] == 2.5
+
+
+def test_the_newest_are_kept_and_read_back(run):
+    assert kept(run) == ["20", "30"]
+    assert_is(restore(run), 30)
+    adapter, described = load_run_adapter(run)
+    np.testing.assert_array_equal(adapter["projection"]["kernel"], make(30).adapter["projection"]["kernel"])
+    assert described == {"seed": 1}
+
+
+def test_a_checkpoint_names_its_towers_and_does_not_hold_them(run):
+    metadata = json.loads((run / "checkpoints" / "30" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    assert metadata == {"data": {"next_index": 30}, "towers": TOWERS}
+    assert {path.name for path in (run / "checkpoints" / "30").iterdir() if path.is_dir()} == {"adapter", "optimizer"}
+
+
+def test_sha256sum_agrees(run):
+    folder = run / "checkpoints" / "30"
+    checked = subprocess.run(["sha256sum", "-c", "--quiet", checkpoint.SUMS], cwd=folder, check=False)
+    assert checked.returncode == 0
+
+
+def largest(folder: Path) -> Path:
+    return max(
+        (p for p in folder.rglob("*") if p.is_file() and p.name != checkpoint.SUMS), key=lambda p: p.stat().st_size
+    )
+
+
+def cut_off(folder: Path) -> None:
+    file = largest(folder)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(folder: Path) -> None:
+    file = largest(folder)
+    values = bytearray(file.read_bytes())
+    values[len(values) // 2] ^= 1
+    file.write_bytes(values)
+
+
+def lose_a_file(folder: Path) -> None:
+    (folder / "_CHECKPOINT_METADATA").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit, lose_a_file])
+def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(run, damage):
+    damage(run / "checkpoints" / "30")
+    with pytest.warns(UserWarning, match=r"30: damaged checkpoint \(.*\), trying the one before"):
+        assert_is(restore(run), 20)
+    assert kept(run) == ["20", "30"]
+    with pytest.warns(UserWarning, match="damaged"):
+        assert_is(restore(run, remove_damaged=True), 20)
+    assert kept(run) == ["20"]
+    with Checkpoints(run, keep=2) as checkpoints:
+        checkpoints.save(make(30), TOWERS)
+    assert_is(restore(run), 30)
+
+
+def test_if_all_are_damaged_none_is_removed(run):
+    for step in ("20", "30"):
+        flip_a_bit(run / "checkpoints" / step)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match="all checkpoints are damaged"):
+        restore(run, remove_damaged=True)
+    assert kept(run) == ["20", "30"]
+
+
+def test_one_that_was_being_written_counts_for_nothing(run):
+    (run / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir()
+    assert_is(restore(run), 30)
+    with Checkpoints(run, keep=2):
+        pass
+    assert kept(run) == ["20", "30"]
+
+
+def test_no_run_and_no_checkpoint(tmp_path):
+    assert not is_run(tmp_path)
+    assert restore(tmp_path) is None
+    with pytest.raises(UserError, match="not the folder of a training run"):
+        load_run_adapter(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    assert is_run(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        load_run_adapter(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json: not JSON"):
+        load_run_adapter(tmp_path)
+
+
+def test_too_little_room_is_seen_before_anything_is_written(run, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with (
+        pytest.raises(UserError, match=r"step 40 could not be saved: .* the checkpoint of step 30 stays"),
+        Checkpoints(run, keep=1) as checkpoints,
+    ):
+        checkpoints.save(make(40), TOWERS)
+    assert kept(run) == ["20", "30"]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from absl import logging
+from mlingo_jax.errors import UserError
+from mlingo_jax.training.checkpoint import Checkpoints
+from tests.test_checkpoint import TOWERS, make
+
+logging.set_verbosity(logging.FATAL)
+try:
+    with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        checkpoints.save(make(40, size=100_000), TOWERS)
+        checkpoints.save(make(50, size=100_000), TOWERS)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_write_that_fails_leaves_the_last_good_checkpoint(run):
+    """A limit on the size of files is the full disk that a test can make without being root."""
+    pytest.importorskip("resource")
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", FULL, run], cwd=root, capture_output=True, text=True, check=True)
+    assert "step 40 could not be saved: File too large; the checkpoint of step 30 stays" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert {"20", "30"} <= set(kept(run))
+    assert_is(restore(run), 30)
