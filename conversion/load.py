@@ -59,7 +59,8 @@ def load_tower(
     Raises:
         UserError: see `conversion.towers.open_tower`.
     """
-    tower = open_tower(find(source), kind)
+    folder = find(source)
+    tower = open_tower(folder, kind)
     if tower.files is None:
         raise UserError(
             f"{source}: has no config and tokenizer of its towers; run python -m conversion.to_jax on it first"
@@ -67,7 +68,7 @@ def load_tower(
     dtype = jnp.dtype(dtype)
     params = _place(tower, dtype, mesh)
     identity = {
-        "name": str(source) if find(source) != Path(source).expanduser() else tower.files.resolve().name,
+        "name": str(source) if folder != Path(source).expanduser() else tower.files.resolve().name,
         "config": tower.config_hash(),
         "weights": weights_checksum(params),
         "dtype": dtype.name,

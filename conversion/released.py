@@ -54,15 +54,23 @@ MERT_330M_PREPROCESSOR: Mapping[str, Any] = {
 }
 # The released config's keys that are the language model's own, and LLaMA-1's values for those that are not in it.
 LLAMA_KEYS = (
+    "attention_bias",
     "bos_token_id",
     "eos_token_id",
+    "head_dim",
+    "hidden_act",
     "hidden_size",
     "intermediate_size",
     "max_position_embeddings",
+    "mlp_bias",
     "num_attention_heads",
     "num_hidden_layers",
+    "num_key_value_heads",
     "pad_token_id",
     "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
     "tie_word_embeddings",
     "torch_dtype",
     "vocab_size",
@@ -71,7 +79,6 @@ LLAMA_1: Mapping[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_act": "silu",
-    "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
 

@@ -75,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     convert(find(arguments.source), arguments.target, arguments.base)
     print(f"{arguments.target}: written")
+    llm = arguments.target / released.PARTS["llama"].folder
+    if llm.is_dir() and not any(llm.glob("tokenizer*")):
+        print(
+            f"{llm}: MusiLingo was released without a tokenizer; copy the files of its language model's to this folder"
+        )
 
 
 if __name__ == "__main__":

@@ -54,10 +54,8 @@ def _tensor(path: Path, name: str, value: Any) -> Tensor:
     return Tensor(tuple(value.shape), dtype, lambda: _to_numpy(_load(path)[name], dtype, _import_torch(path)))
 
 
-# torch knows no bfloat16 of numpy's: the bits are handed over, as integers.
-
-
 def _to_numpy(value: Any, dtype: np.dtype, torch: ModuleType) -> np.ndarray:
+    # torch and numpy know no bfloat16 of each other's: bits are handed over, as integers.
     bits = getattr(torch, f"int{8 * dtype.itemsize}")
     return value.detach().contiguous().view(bits).numpy().view(dtype)
 

@@ -1,5 +1,6 @@
 """Loading: the same parameters from every layout, in the asked dtype, on a mesh too; and what tells models apart."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -149,6 +150,18 @@ def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match=r"`hf download someone/some-model --local-dir some-model`") as caught:
         load_tower("someone/some-model", kind="mert", dtype="float32")
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_in_the_local_cache(mert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--some-model"
+    shutil.copytree(mert, repository / "snapshots/0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0123abcd")
+    tower = load_tower("someone/some-model", kind="mert", dtype="float32")
+    assert tower.identity == load_tower(mert, kind="mert", dtype="float32").identity | {"name": "someone/some-model"}
+    assert tower.folder.name == "0123abcd"
 
 
 def test_what_is_not_there(tmp_path: Path, llm: Path, mert: Path):
