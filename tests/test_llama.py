@@ -173,7 +173,7 @@ def test_a_donated_cache_is_written_in_place() -> None:
     assert memory is not None
     size = cache.key.nbytes + cache.value.nbytes
     assert memory.alias_size_in_bytes >= size
-    # A layer's keys and values at a time, in another order, but never all.
+    # One layer's keys and values may be copied at a time, never all.
     assert memory.temp_size_in_bytes < size / 4
 
 

@@ -60,10 +60,10 @@ class Attributes:
     def finish(self, harmless: Iterable[str]) -> None:
         """Refuses attributes that were not read and match none of the `harmless` names (`*` stands for anything)."""
         harmless = tuple(harmless)
-        for name in self.values.keys() - self.seen:
-            if not any(fnmatchcase(name, pattern) for pattern in harmless):
+        for name, value in self.values.items():
+            if name not in self.seen and not any(fnmatchcase(name, pattern) for pattern in harmless):
                 raise UserError(
-                    f"{self.source}: {name} is {self.values[name]!r}, an attribute unknown here; "
+                    f"{self.source}: {name} is {value!r}, an attribute unknown here; "
                     "take it out of the file only if it does not change what the model computes"
                 )
 

@@ -146,8 +146,9 @@ class LlamaConfig:
             attributes.refuse("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
         if config.head_width % 2:
             attributes.refuse("head_dim", "even")
-        for name in SWITCHED_OFF.keys() - attributes.seen:
-            attributes.only(name, SWITCHED_OFF[name])
+        for name, off in SWITCHED_OFF.items():
+            if name not in attributes.seen:
+                attributes.only(name, off)
         attributes.finish(HARMLESS.split())
         return config
 
@@ -233,16 +234,21 @@ def visible(
     return same & (distance >= 0) & (distance < window)
 
 
-def rope_angles(config: LlamaConfig, positions: Int[Array, "B T"]) -> Float32[Array, "B T R"]:
-    """The angles in radians by which a head's R pairs of numbers turn at each position (RoFormer, section 3.2)."""
+def rope_frequencies(config: LlamaConfig) -> Float32[np.ndarray, "R"]:
+    """The angles in radians by which a head's R pairs of numbers turn from one position to the next."""
     exponents = np.arange(0, config.head_width, 2, dtype=np.float32) / np.float32(config.head_width)
-    frequencies = config.rope_scaling(1 / np.float32(config.rope_theta) ** exponents)
-    return positions[..., None].astype(jnp.float32) * frequencies
+    return config.rope_scaling(1 / np.float32(config.rope_theta) ** exponents)
 
 
-def rotate(x: Float[Array, "B T N H"], angles: Float32[Array, "B T R"]) -> Float[Array, "B T N H"]:
+def rotation(config: LlamaConfig, positions: Int[Array, "B T"]) -> Float32[Array, "2 B T R"]:
+    """Cosines and sines of the angles of each position, once for all layers (RoFormer, section 3.2)."""
+    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
+    return jnp.stack((jnp.cos(angles), jnp.sin(angles)))
+
+
+def rotate(x: Float[Array, "B T N H"], turn: Float32[Array, "2 B T R"]) -> Float[Array, "B T N H"]:
     """Turns the pairs (i, i + H / 2) of every head, in float32; returned in the input's dtype."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    cos, sin = turn[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
 
@@ -262,13 +268,13 @@ class Attention(nnx.Module):
         self.key_norm = norm() if config.qk_norm else None
 
     def project(
-        self, x: Float[Array, "B T D"], angles: Float32[Array, "B T R"]
+        self, x: Float[Array, "B T D"], turn: Float32[Array, "2 B T R"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """Query, key and value heads; query and key are turned to their positions."""
         query, key = self.query(x), self.key(x)
         query = query if self.query_norm is None else self.query_norm(query)
         key = key if self.key_norm is None else self.key_norm(key)
-        return rotate(query, angles), rotate(key, angles), self.value(x)
+        return rotate(query, turn), rotate(key, turn), self.value(x)
 
 
 class MLP(nnx.Module):
@@ -297,10 +303,10 @@ class Layers(nnx.Module):
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
     def project(
-        self, x: Float[Array, "B T D"], angles: Float32[Array, "B T R"]
+        self, x: Float[Array, "B T D"], turn: Float32[Array, "2 B T R"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """The layer up to its attention: query, key and value heads of the residual stream `x`."""
-        return self.attention.project(self.attention_norm(x), angles)
+        return self.attention.project(self.attention_norm(x), turn)
 
     def finish(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         """The layer from its attention's result on."""
@@ -340,12 +346,12 @@ class Llama(nnx.Module):
         With `remat` a layer's activations are made again in the backward pass instead of being kept.
         """
         graphdef, layers = nnx.split(self.layers)
-        angles = rope_angles(self.config, positions)
+        turn = rotation(self.config, positions)
 
         def step(x: Array, scanned: tuple[Any, Array]) -> tuple[Array, None]:
             layer = nnx.merge(graphdef, scanned[0])
             mask = visible(positions, segments, positions, segments, scanned[1])
-            return layer.finish(x, attend(*layer.project(x, angles), mask)), None
+            return layer.finish(x, attend(*layer.project(x, turn), mask)), None
 
         # prevent_cse is for remat outside of a scan, and costs time inside.
         step = jax.checkpoint(step, prevent_cse=False) if remat else step
@@ -378,7 +384,7 @@ class Llama(nnx.Module):
         its slots too, as empty ones. At slot 0 this is the prefill, with T = 1 a decoding step.
         """
         graphdef, layers = nnx.split(self.layers)
-        angles = rope_angles(self.config, positions)
+        turn = rotation(self.config, positions)
         segments = jnp.minimum(segments, 1)
         stored = jnp.where(segments == 0, -1, positions).astype(cache.positions.dtype)
         key_positions = jax.lax.dynamic_update_slice(cache.positions, stored, (0, start))
@@ -388,7 +394,7 @@ class Llama(nnx.Module):
         def step(carry: tuple[Array, Array, Array], scanned: tuple[Array, Any, Array]) -> tuple[Any, None]:
             (x, keys, values), (index, state, window) = carry, scanned
             layer = nnx.merge(graphdef, state)
-            query, key, value = layer.project(x, angles)
+            query, key, value = layer.project(x, turn)
             keys = jax.lax.dynamic_update_slice(keys, key[None].astype(keys.dtype), (index, 0, start, 0, 0))
             values = jax.lax.dynamic_update_slice(values, value[None].astype(values.dtype), (index, 0, start, 0, 0))
             mask = visible(positions, segments, key_positions, key_segments, window)
