@@ -1,7 +1,12 @@
 """Trains the adapter: `python -m mlingo_jax.train --config=NAME [--config.FIELD=VALUE ...]`; `--help` explains."""
 
 import sys
+import warnings
+from pathlib import Path
 
+from absl import logging
+
+from configs.base import Config
 from mlingo_jax.errors import UserError, run_door
 from mlingo_jax.training.config import HELP, describe, read_config
 
@@ -12,16 +17,27 @@ def main() -> None:
         print(describe(argv))
         return
     config = read_config(argv)
-    # Orbax tells of its own work through absl, at length.
-    from absl import logging
-
+    # Orbax reports its own work, and the tracebacks of its threads, through absl; failures reach us as exceptions.
     logging.set_verbosity(logging.FATAL)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        _run(config)
+    except OSError as error:
+        raise UserError(f"{error.filename or config.workdir}: {error.strerror or error}") from error
+
+
+def _run(config: Config) -> None:
+    # Imported late: --help and mistakes on the command line need none of the numerical libraries.
     from mlingo_jax.training.loop import train
 
-    try:
+    if config.demo is None:
         train(config)
-    except OSError as error:
-        raise UserError(f"{config.workdir}: {error.strerror or error}") from error
+        return
+    from mlingo_jax import demo
+
+    demo.prepare(config)
+    train(config)
+    demo.report(config, Path(config.workdir))
 
 
 if __name__ == "__main__":
