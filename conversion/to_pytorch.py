@@ -80,16 +80,14 @@ def _run_towers(workdir: Path, folder: Path) -> list[OpenTower]:
     from mlingo_jax.training.checkpoint import read_run
 
     run = read_run(workdir)
-    sources = {"mert": run["mert"], "llama": run["llm"]}
-    towers = [open_tower(find(sources[name]["folder"]), name) for name in KINDS]
-    for tower in towers:
-        if tower.config_hash() != sources[tower.kind.name]["identity"]["config"]:
-            raise UserError(
-                f"{tower.source}: its config.json is not that of the tower which {workdir} was trained with"
-            )
-    config = released.make_config(towers[1].values, run["mert"]["folder"], run["llm"]["folder"], run["prompt"])
-    write_json(folder / "config.json", config)
-    return towers
+    mert, llm = open_tower(find(run["mert"]["folder"]), "mert"), open_tower(find(run["llm"]["folder"]), "llama")
+    identities = [run["mert"]["identity"], run["llm"]["identity"]]
+    for tower, identity in zip((mert, llm), identities, strict=True):
+        if tower.config_hash() != identity["config"]:
+            raise UserError(f"{tower.source}: its config.json is not that of the tower that {workdir} was trained with")
+    names = [identity["name"] for identity in identities]
+    write_json(folder / "config.json", released.make_config(llm.values, *names, run["prompt"]))
+    return [mert, llm]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from conversion import llama, mert, released
@@ -20,18 +19,13 @@ from conversion.checkpoints import read_checkpoint, read_json
 from conversion.delta import add_delta, is_delta
 from conversion.folders import RECORD, Found, carry, find, identify
 from conversion.keymap import Entry, Rule, check, entries, parameters, to_flax, to_torch
+from conversion.naming import Names, Naming, canonical, drop_copies, spell
 from conversion.tensors import Tensor, Tensors
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama import Llama, LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 
 TowerName = Literal["mert", "llama"]
-
-# Two spellings of torch's weight norm, gain and direction: before its version 2 and since.
-PARAMETRIZED = {
-    ".parametrizations.weight.original0": ".weight_g",
-    ".parametrizations.weight.original1": ".weight_v",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +37,14 @@ class TowerKind:
         config: reads config.json.
         model: the network, made of a config.
         rules: its table of names and layouts.
-        anchor: the end of a tensor's name that every such model has once; what stands before it is the prefix.
-        inner: the prefix that the table's own names have there.
-        prefixes: prefixes that transformers writes and reads itself; they are kept on the way back, others dropped.
-        copies: tensors that some files repeat under another name, and the tensors they repeat (tied embeddings).
+        names: how PyTorch's names may differ from the table's.
     """
 
     name: TowerName
     config: Callable[[Mapping[str, Any], str], MertConfig | LlamaConfig]
     model: Callable[..., nnx.Module]
     rules: tuple[Rule, ...]
-    anchor: str
-    inner: str
-    prefixes: tuple[str, ...]
-    copies: Mapping[str, str]
+    names: Names
 
 
 MERT = TowerKind(
@@ -64,37 +52,21 @@ MERT = TowerKind(
     config=MertConfig.from_json,
     model=Mert,
     rules=mert.RULES,
-    anchor="feature_projection.projection.weight",
-    inner="",
-    prefixes=("", "hubert."),
-    copies={},
+    names=Names(anchor="feature_projection.projection.weight", inner="", prefixes=("", "hubert."), copies={}),
 )
 LLAMA = TowerKind(
     name="llama",
     config=LlamaConfig.from_json,
     model=Llama,
     rules=llama.RULES,
-    anchor="embed_tokens.weight",
-    inner="model.",
-    prefixes=("model.", ""),
-    copies={"lm_head.weight": "model.embed_tokens.weight"},
+    names=Names(
+        anchor="embed_tokens.weight",
+        inner="model.",
+        prefixes=("model.", ""),
+        copies={"lm_head.weight": "model.embed_tokens.weight"},
+    ),
 )
 KINDS: dict[TowerName, TowerKind] = {"mert": MERT, "llama": LLAMA}
-
-
-@dataclasses.dataclass(frozen=True)
-class Naming:
-    """How a checkpoint's names differ from its table's.
-
-    Attributes:
-        prefix: stands before the anchor, where the table has `TowerKind.inner`.
-        parametrized: weight norm is spelled `parametrizations.weight.original0`, not `weight_g`.
-        copies: the repeated tensors it has.
-    """
-
-    prefix: str
-    parametrized: bool
-    copies: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +98,11 @@ class OpenTower:
     def torch_tensors(self) -> dict[str, Tensor]:
         """The weights by PyTorch's names, spelled as they were found, and in PyTorch's layout."""
         tensors = to_torch(self.entries, self.tensors, str(self.source))
-        for copy in self.naming.copies:
-            tensors[copy] = tensors[self.kind.copies[copy]]
-        return {_spell(name, self.naming, self.kind): tensor for name, tensor in tensors.items()}
+        return spell(tensors, self.naming, self.kind.names)
 
     def bare(self) -> "OpenTower":
         """The same tower with no prefix of its own before PyTorch's names, as it stands inside a MusiLingo."""
-        return dataclasses.replace(self, naming=dataclasses.replace(self.naming, prefix=self.kind.inner))
+        return dataclasses.replace(self, naming=dataclasses.replace(self.naming, prefix=self.kind.names.inner))
 
     def write_files(self, folder: Path) -> None:
         """Writes the files that go along with the weights: config.json, tokenizer, preprocessor."""
@@ -191,7 +161,7 @@ def _open_torch(
     base: str | Path | None,
 ) -> OpenTower:
     config, model, table = _build(kind, values, source / "config.json")
-    naming, tensors = _canonical(kind, tensors, source)
+    naming, tensors = canonical(tensors, kind.names, source)
     if base is not None:
         tensors = _merge(kind, tensors, source, find(base))
     elif kind is LLAMA and is_delta(tensors):
@@ -199,7 +169,7 @@ def _open_torch(
             f"{source}: its language model is a delta (its last norm's mean is 0): to be added to LLaMA's weights, and "
             "of no use alone; run python -m conversion.to_jax with --base LLAMA_FOLDER"
         )
-    naming, tensors = _drop_copies(kind, naming, tensors, table)
+    naming, tensors = drop_copies(tensors, naming, kind.names, {entry.torch for entry in table})
     return OpenTower(kind, source, files, values, config, model, table, to_flax(table, tensors, str(source)), naming)
 
 
@@ -209,60 +179,10 @@ def _build(kind: TowerKind, values: Mapping[str, Any], source: Path) -> tuple[An
     return config, model, entries(kind.rules, parameters(model))
 
 
-def _canonical(kind: TowerKind, tensors: Tensors, source: Path) -> tuple[Naming, dict[str, Tensor]]:
-    """The tensors by the table's names, and how they were spelled."""
-    anchors = [name for name in tensors if name.endswith(kind.anchor)]
-    if len(anchors) != 1:
-        raise UserError(f"{source}: {len(anchors)} tensors named …{kind.anchor}, expected 1: no {kind.name} model")
-    prefix = anchors[0].removesuffix(kind.anchor)
-    parametrized = any(name.endswith(tuple(PARAMETRIZED)) for name in tensors)
-    names = {name: _plain(name, prefix, kind) for name in tensors}
-    if len(set(names.values())) < len(names):
-        twice = [name for name in names if list(names.values()).count(names[name]) > 1]
-        raise UserError(f"{source}: spells the same tensors twice: {', '.join(twice)}")
-    kept = prefix if prefix in kind.prefixes else kind.inner
-    return Naming(kept, parametrized), {names[name]: tensor for name, tensor in tensors.items()}
-
-
-def _plain(name: str, prefix: str, kind: TowerKind) -> str:
-    """A checkpoint's name -> the table's."""
-    for spelled, plain in PARAMETRIZED.items():
-        name = name.removesuffix(spelled) + plain if name.endswith(spelled) else name
-    if prefix.endswith(kind.inner):  # The prefix goes round the whole model, its head included.
-        return name.removeprefix(prefix.removesuffix(kind.inner))
-    return kind.inner + name.removeprefix(prefix)
-
-
-def _spell(name: str, naming: Naming, kind: TowerKind) -> str:
-    """The table's name -> the checkpoint's."""
-    if naming.parametrized:
-        for spelled, plain in PARAMETRIZED.items():
-            name = name.removesuffix(plain) + spelled if name.endswith(plain) else name
-    return naming.prefix + name.removeprefix(kind.inner) if name.startswith(kind.inner) else name
-
-
 def _merge(kind: TowerKind, delta: Tensors, source: Path, base: Path) -> dict[str, Tensor]:
     if kind is not LLAMA or not is_delta(delta):
         raise UserError(f"{source}: is not a delta (its last norm's mean is far from 0); convert it without --base")
     if identify(base) != Found("llama", "torch"):
         raise UserError(f"{base}: expected a LLaMA folder in Hugging Face's layout")
-    _, tensors = _canonical(LLAMA, read_checkpoint(base), base)
+    _, tensors = canonical(read_checkpoint(base), LLAMA.names, base)
     return add_delta(tensors, delta, str(base))
-
-
-def _drop_copies(
-    kind: TowerKind, naming: Naming, tensors: Tensors, table: list[Entry]
-) -> tuple[Naming, dict[str, Tensor]]:
-    known = {entry.torch for entry in table}
-    copies = tuple(
-        copy
-        for copy, original in kind.copies.items()
-        if copy in tensors and copy not in known and _same(tensors[copy], tensors[original])
-    )
-    kept = {name: tensor for name, tensor in tensors.items() if name not in copies}
-    return dataclasses.replace(naming, copies=copies), kept
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    bits = np.dtype(f"u{a.dtype.itemsize}")
-    return (a.shape, a.dtype) == (b.shape, b.dtype) and np.array_equal(a.read().view(bits), b.read().view(bits))

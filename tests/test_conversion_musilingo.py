@@ -302,7 +302,7 @@ def test_run_to_pytorch(run: Path, towers: Path, tmp_path: Path):
     }
     to_pytorch.convert(run, tmp_path / "musilingo")
     config = json.loads((tmp_path / "musilingo/config.json").read_text())
-    assert config["model_type"] == "musilingo"
+    assert (config["model_type"], config["mert_model"], config["llama_model"]) == ("musilingo", "mert", "llm")
     assert (config["prompt_template"], config["end_sym"], config["max_txt_len"]) == ("Q: {} A: ", "\n", 50)
     for name, part in (("mert", "audio_encoder"), ("llm", "llama_model")):
         prefix = f"model.{part}."
@@ -334,5 +334,5 @@ def test_run_whose_tower_has_changed(run: Path, towers: Path, tmp_path: Path):
     record = json.loads((run / "run.json").read_text())
     record["llm"]["folder"] = str(tiny_llama(tmp_path / "another", num_hidden_layers=1))
     (run / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"another: its config.json is not that of the tower"):
+    with pytest.raises(UserError, match=r"another: its config.json is not that of the tower that"):
         to_pytorch.convert(run, tmp_path / "musilingo")
