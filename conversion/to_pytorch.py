@@ -81,12 +81,11 @@ def _run_towers(workdir: Path, folder: Path) -> list[OpenTower]:
 
     run = read_run(workdir)
     mert, llm = open_tower(find(run["mert"]["folder"]), "mert"), open_tower(find(run["llm"]["folder"]), "llama")
-    identities = [run["mert"]["identity"], run["llm"]["identity"]]
-    for tower, identity in zip((mert, llm), identities, strict=True):
-        if tower.config_hash() != identity["config"]:
+    for tower, part in ((mert, "mert"), (llm, "llm")):
+        if tower.config_hash() != run[part]["identity"]["config"]:
             raise UserError(f"{tower.source}: its config.json is not that of the tower that {workdir} was trained with")
-    names = [identity["name"] for identity in identities]
-    write_json(folder / "config.json", released.make_config(llm.values, *names, run["prompt"]))
+    names = {f"{part}_name": run[part]["identity"]["name"] for part in ("mert", "llm")}
+    write_json(folder / "config.json", released.make_config(llm.values, **names, prompt=run["prompt"]))
     return [mert, llm]
 
 
@@ -96,12 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "source", metavar="SRC", type=Path, help="a folder that conversion.to_jax wrote, or a training run's"
     )
-    parser.add_argument(
-        "target",
-        metavar="DST",
-        type=Path,
-        help="the folder or .pth to write; must not exist yet",
-    )
+    parser.add_argument("target", metavar="DST", type=Path, help="the folder or .pth to write; must not exist yet")
     arguments = parser.parse_args(argv)
     convert(arguments.source, arguments.target)
     print(f"{arguments.target}: written")
