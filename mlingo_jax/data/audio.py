@@ -5,12 +5,14 @@ down (mean over the channels) and resampled (soxr's "HQ": 20 bit, linear phase) 
 the resulting waveform and a few megabytes.
 """
 
+import contextlib
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -25,6 +27,8 @@ RECEPTIVE_FIELD = 400
 _BLOCK = 1 << 18
 # Writers that cannot seek back (pipes) leave such a size in a header: it stands for "unknown".
 _UNKNOWN_BYTES = 0x7FFFF000
+# And libsndfile says this many frames, or more, of what states no length.
+_UNKNOWN_FRAMES = 1 << 62
 # An mp3's own count of its frames may be off by a few of them (encoder delay, the counting frame itself).
 _MP3_SLACK_SECONDS = 0.1
 
@@ -65,19 +69,30 @@ def read_audio(
     length, and an mp3 does so only with a Xing, Info or VBRI frame; without one they are as long as they are.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise UserError(f"{path}: the file is empty")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    try:
-        source = _Stream(path)
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{path}: not audio, or not in a format that can be read (wav, flac, ogg, mp3)") from error
-    with source:
-        blocks = _decode(source, path)
+    with _open(path, str(path)) as source:
+        blocks = _decode(source, path, str(path))
         return _resample(blocks, source.samplerate, settings.sample_rate, minimum, str(path))
+
+
+def decode_audio(
+    encoded: bytes, name: str, settings: AudioSettings, *, minimum: int = RECEPTIVE_FIELD
+) -> Float32[np.ndarray, "N"]:
+    """The same for a file's bytes in memory; errors name it by `name`."""
+    with _open(encoded, name) as source:
+        return _resample(_decode(source, encoded, name), source.samplerate, settings.sample_rate, minimum, name)
+
+
+def measure_audio(path: str | Path, *, most_seconds: float = float("inf")) -> tuple[int, int]:
+    """(samples, sample rate in Hz) of a file that is decoded to its end and not kept; 0 samples are legal here.
+
+    A header that claims more than `most_seconds` is taken at its word, so that nobody waits for an hour of audio that
+    is not wanted. Raises UserError as `read_audio` does for what is missing, not audio, damaged, cut off or not finite.
+    """
+    path = Path(path)
+    with _open(path, str(path)) as source:
+        if most_seconds * source.samplerate < source.frames < _UNKNOWN_FRAMES:
+            return source.frames, source.samplerate
+        return sum(map(len, _finite(_decode(source, path, str(path)), str(path)))), source.samplerate
 
 
 def prepare_waveform(
@@ -138,11 +153,32 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
-def _decode(source: soundfile.SoundFile, path: Path) -> Iterator[Float32[np.ndarray, "N"]]:
+@contextlib.contextmanager
+def _open(encoded: Path | bytes, name: str) -> Iterator[_Stream]:
+    """Opens a file or a file's bytes; UserError if it is missing, empty or not audio."""
+    try:
+        with _raw(encoded) as file:
+            if not file.read(1):
+                raise UserError(f"{name}: the file is empty")
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}") from error
+    try:
+        source = _Stream(encoded if isinstance(encoded, Path) else io.BytesIO(encoded))
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{name}: not audio, or not in a format that can be read (wav, flac, ogg, mp3)") from error
+    with source:
+        yield source
+
+
+def _raw(encoded: Path | bytes) -> BinaryIO:
+    return encoded.open("rb") if isinstance(encoded, Path) else io.BytesIO(encoded)
+
+
+def _decode(source: soundfile.SoundFile, encoded: Path | bytes, name: str) -> Iterator[Float32[np.ndarray, "N"]]:
     """Mono blocks of an open file; at the end, what was read is compared with what the header claims."""
     cut = re.search(r"[Dd]ata[^:\n]*: (\d+) \(should be (\d+)\)", source.extra_info)
     if cut and int(cut[1]) < _UNKNOWN_BYTES:
-        raise UserError(f"{path}: the header claims {cut[1]} bytes of audio, the file has {cut[2]}; it is cut off")
+        raise UserError(f"{name}: the header claims {cut[1]} bytes of audio, the file has {cut[2]}; it is cut off")
     read = 0
     try:
         while len(block := source.read(_BLOCK, dtype="float32", always_2d=True)):
@@ -151,22 +187,22 @@ def _decode(source: soundfile.SoundFile, path: Path) -> Iterator[Float32[np.ndar
     except soundfile.LibsndfileError as error:
         seconds = read / source.samplerate
         raise UserError(
-            f"{path}: damaged or cut off, cannot be decoded beyond {seconds:.1f} s ({error.error_string.strip()})"
+            f"{name}: damaged or cut off, cannot be decoded beyond {seconds:.1f} s ({error.error_string.strip()})"
         ) from error
     if source.format == "MP3":
-        missing = source.frames - read - _MP3_SLACK_SECONDS * source.samplerate if _mp3_has_count(path) else 0
+        missing = source.frames - read - _MP3_SLACK_SECONDS * source.samplerate if _mp3_has_count(encoded) else 0
     else:
-        missing = source.frames - read if source.frames < 1 << 62 else 0
+        missing = source.frames - read if source.frames < _UNKNOWN_FRAMES else 0
     if missing > 0:
         claimed, found = source.frames / source.samplerate, read / source.samplerate
         raise UserError(
-            f"{path}: the header claims {claimed:.1f} s of audio, the file has {found:.1f} s; it is cut off"
+            f"{name}: the header claims {claimed:.1f} s of audio, the file has {found:.1f} s; it is cut off"
         )
 
 
-def _mp3_has_count(path: Path) -> bool:
+def _mp3_has_count(encoded: Path | bytes) -> bool:
     """Whether an mp3 states its length: otherwise libsndfile guesses it from the first frame's bit rate."""
-    with path.open("rb") as file:
+    with _raw(encoded) as file:
         tag = file.read(10)
         if tag[:3] == b"ID3":
             file.seek(10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9]))
@@ -183,9 +219,7 @@ def _resample(
     # A growing bytearray is remapped rather than copied: joining a list of arrays would need twice the memory.
     joined = bytearray()
     empty = True
-    for block in blocks:
-        if not np.isfinite(block).all():
-            raise UserError(f"{name}: the audio has samples that are not finite (NaN or infinity)")
+    for block in _finite(blocks, name):
         empty = empty and not len(block)
         joined += (block if rate == target else stream.resample_chunk(block)).tobytes()
     if empty:
@@ -199,6 +233,13 @@ def _resample(
             f"({minimum / target * 1000:.0f} ms)"
         )
     return waveform
+
+
+def _finite(blocks: Iterable[Float32[np.ndarray, "_"]], name: str) -> Iterator[Float32[np.ndarray, "_"]]:
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise UserError(f"{name}: the audio has samples that are not finite (NaN or infinity)")
+        yield block
 
 
 def _to_float(samples: Shaped[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:

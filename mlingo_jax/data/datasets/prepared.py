@@ -1,0 +1,130 @@
+"""A dataset that `prepare` built: its examples by number, its clips by id; nothing but an index of hashes in memory."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mlingo_jax.data.datasets.check import Clip
+from mlingo_jax.data.datasets.clips import HASHES, NAMES, SPLIT, clip_hash
+from mlingo_jax.errors import UserError
+
+PREPARED = "prepared.json"
+
+
+@dataclass(frozen=True)
+class PreparedExample:
+    """One question about one clip, with its answer; source: where the text is from."""
+
+    clip: str
+    question: str
+    answer: str
+    source: str
+
+
+class PreparedExamples:
+    """The examples of one split, in the order of the annotations; read one by one."""
+
+    def __init__(self, source: Sequence[dict[str, bytes]]):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> PreparedExample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        record = self._source[index % len(self)]
+        return PreparedExample(**{name: value.decode() for name, value in record.items()})
+
+
+class PreparedClips:
+    """All clips of a collection, found by id."""
+
+    def __init__(self, folder: str | Path):
+        """folder: of the TFDS dataset. Raises UserError if it is not one of clips."""
+        self.folder = Path(folder)
+        self._hashes = _load_hashes(self.folder)
+        self._source = tfds.builder_from_directory(self.folder).as_data_source(split=SPLIT)
+        if len(self._source) != len(self._hashes):
+            raise UserError(
+                f"{self.folder}: {len(self._source)} clips, but an index of {len(self._hashes)}; prepare the dataset "
+                "again"
+            )
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def __contains__(self, clip: object) -> bool:
+        """By its hash alone: no record is read."""
+        place = self._first(clip) if isinstance(clip, str) else len(self)
+        return place < len(self) and bool(self._hashes[place] == clip_hash(str(clip)))
+
+    def __getitem__(self, clip: str) -> Clip:
+        """Raises UserError if there is no such clip."""
+        place, wanted = self._first(clip), clip_hash(clip)
+        while place < len(self) and self._hashes[place] == wanted:
+            record = self._source[place]
+            if record["clip"].decode() == clip:
+                return Clip(clip, record["audio"], float(record["seconds"]), int(record["rate"]))
+            place += 1
+        raise UserError(f"{self.folder}: there is no clip {clip!r} in this collection")
+
+    def lengths(self) -> Iterator[tuple[str, float, int]]:
+        """(id, seconds, sample rate) of every clip, in the order of the records; no audio is read."""
+        with (self.folder / NAMES).open(encoding="utf-8") as file:
+            for line in file:
+                values = json.loads(line)
+                yield values["clip"], values["seconds"], values["rate"]
+
+    def __reduce__(self) -> tuple[Callable[[Path], "PreparedClips"], tuple[Path]]:
+        return PreparedClips, (self.folder,)
+
+    def _first(self, clip: str) -> int:
+        return int(np.searchsorted(self._hashes, np.uint64(clip_hash(clip))))
+
+
+class Prepared:
+    """A prepared dataset: `splits` has the number of examples of each."""
+
+    def __init__(self, data_dir: str | Path, name: str):
+        """name: the dataset, with its config after a slash if it has configs (`music_instruct/short`).
+
+        Raises UserError if it was not prepared there.
+        """
+        self._data_dir, self.name = Path(data_dir), name
+        self.folder = dataset_folder(self._data_dir, name)
+        if not (self.folder / PREPARED).is_file():
+            raise UserError(
+                f"{data_dir}: {name} is not prepared there; do so by `python -m mlingo_jax.prepare "
+                f"{name.partition('/')[0]} --data_dir {data_dir} ...`"
+            )
+        self.splits: dict[str, int] = json.loads((self.folder / PREPARED).read_text(encoding="utf-8"))["splits"]
+
+    @functools.cached_property
+    def clips(self) -> PreparedClips:
+        """The clips that the examples are about, and perhaps more."""
+        values = json.loads((self.folder / PREPARED).read_text(encoding="utf-8"))
+        return PreparedClips(dataset_folder(self._data_dir, f"clips/{values['clips']}"))
+
+    def examples(self, split: str) -> PreparedExamples:
+        """The examples of a split. Raises UserError if there is no such split."""
+        if split not in self.splits:
+            raise UserError(f"{self.name}: expected the split {' or '.join(self.splits)}, found {split!r}")
+        return PreparedExamples(tfds.builder_from_directory(self.folder).as_data_source(split=split))
+
+
+def dataset_folder(data_dir: Path, name: str) -> Path:
+    """Where TFDS keeps a dataset."""
+    return data_dir / name / "1.0.0"
+
+
+def _load_hashes(folder: Path) -> np.ndarray:
+    try:
+        return np.load(folder / HASHES, mmap_mode="r" if (folder / HASHES).stat().st_size > 4096 else None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no prepared clips there, or their index is damaged ({error})") from error

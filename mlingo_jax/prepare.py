@@ -1,0 +1,151 @@
+"""Prepares datasets: `python -m mlingo_jax.prepare DATASET --annotations ... --audio ... --data_dir ...`."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from mlingo_jax.data.datasets.build import Options, build
+from mlingo_jax.data.datasets.examples import Examples
+from mlingo_jax.data.datasets.lp_music_caps import LPMusicCaps
+from mlingo_jax.data.datasets.manifest import Manifest
+from mlingo_jax.data.datasets.music_caps import MusicCaps
+from mlingo_jax.data.datasets.music_instruct import MusicInstruct
+from mlingo_jax.data.datasets.music_qa import MusicQA
+from mlingo_jax.data.datasets.song_describer import SongDescriber
+from mlingo_jax.errors import UserError, run_door
+
+DATASETS: tuple[type[Examples], ...] = (MusicCaps, MusicInstruct, MusicQA, LPMusicCaps, SongDescriber, Manifest)
+
+
+def main() -> None:
+    from absl import logging
+
+    # TFDS warns of every config that is not in its own list.
+    logging.set_verbosity(logging.ERROR)
+    arguments = _parser().parse_args()
+    arguments.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mlingo_jax.prepare",
+        description="Checks and builds datasets. Started again, it goes on; what is there already is not made again.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for dataset in DATASETS:
+        command = commands.add_parser(dataset.name, help=_first_line(dataset), allow_abbrev=False)
+        command.set_defaults(run=_build, dataset=dataset)
+        _add_build_options(command, dataset)
+    _add_fetch(commands)
+    return parser
+
+
+def _add_build_options(command: argparse.ArgumentParser, dataset: type[Examples]) -> None:
+    add = command.add_argument
+    add(
+        "--annotations",
+        nargs="+",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="the dataset's files, or their folder",
+    )
+    audio = command.add_mutually_exclusive_group()
+    audio.add_argument(
+        "--audio",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="where the clips are, at any depth; by default beside the annotations",
+    )
+    audio.add_argument("--clips", metavar="NAME", help="take the clips of a dataset prepared before, as music_caps")
+    add("--data_dir", required=True, type=Path, help="where the records go")
+    if dataset.configs is None:
+        add("--config", help=f"a name for this collection (default {dataset.default_config})")
+    elif dataset.configs:
+        default = dataset.default_config
+        add(
+            "--config",
+            choices=dataset.configs,
+            required=default is None,
+            help="which part" + (f" (default {default})" if default else ""),
+        )
+    add(
+        "--min_share",
+        type=float,
+        default=0.0,
+        help="stop if less than this share of the clips is usable (default: go on)",
+    )
+    add(
+        "--length_tolerance",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="how far a clip's length may be from its annotation's (default %(default)s)",
+    )
+    add("--workers", type=int, help="threads (default: one for each core); the records do not depend on it")
+    add("--beam", metavar="OPTIONS", help='build as a Beam pipeline, with these options, as "--runner=DirectRunner"')
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.min_share <= 1:
+        raise UserError(f"--min_share: expected a share between 0 and 1, found {arguments.min_share:g}")
+    if arguments.length_tolerance < 0:
+        raise UserError(f"--length_tolerance: expected at least 0 seconds, found {arguments.length_tolerance:g}")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers: expected at least 1, found {arguments.workers}")
+    workers = {} if arguments.workers is None else {"workers": arguments.workers}
+    options = Options(
+        min_share=arguments.min_share,
+        tolerance=arguments.length_tolerance,
+        beam=None if arguments.beam is None else tuple(shlex.split(arguments.beam)),
+        **workers,
+    )
+    beside = [path if path.is_dir() else path.parent for path in arguments.annotations]
+    report = build(
+        arguments.dataset,
+        arguments.annotations,
+        arguments.clips or arguments.audio or list(dict.fromkeys(beside)),
+        arguments.data_dir,
+        config=getattr(arguments, "config", None),
+        options=options,
+    )
+    print(report.table())
+
+
+def _add_fetch(commands: argparse._SubParsersAction) -> None:
+    fetch = commands.add_parser("fetch", help="gets the clips of music_caps that are still public", allow_abbrev=False)
+    add = fetch.add_argument
+    add("dataset", choices=("music_caps",))
+    add("--annotations", nargs="+", required=True, type=Path, metavar="PATH", help="musiccaps-public.csv")
+    add("--audio", required=True, type=Path, metavar="FOLDER", help="where the clips go, as ID.flac")
+    add("--jobs", type=int, default=2, help="clips at once (default %(default)s)")
+    add("--pause", type=float, default=1.0, help="seconds that each of these waits between clips (default %(default)s)")
+    add("--rate", type=float, default=4.0, help="the most megabytes a second of each of these (default %(default)s)")
+    add("--retry", action="store_true", help="try again what failed before")
+    add(
+        "--url",
+        default="https://www.youtube.com/watch?v={id}",
+        help="where a clip's recording is (default %(default)s)",
+    )
+    fetch.set_defaults(run=_fetch)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from mlingo_jax.data.fetch import Limits, fetch
+
+    if arguments.jobs < 1 or arguments.pause < 0 or arguments.rate <= 0:
+        raise UserError("--jobs must be at least 1, --pause at least 0, --rate above 0")
+    limits = Limits(jobs=arguments.jobs, pause=arguments.pause, bytes_per_second=arguments.rate * 1e6)
+    annotations = MusicCaps(annotations=arguments.annotations).annotations()
+    counts = fetch(annotations, arguments.audio, arguments.url, limits, retry=arguments.retry)
+    print(counts.table())
+
+
+def _first_line(dataset: type[Examples]) -> str:
+    return (dataset.__doc__ or "").strip().splitlines()[0]
+
+
+if __name__ == "__main__":
+    run_door(main)
