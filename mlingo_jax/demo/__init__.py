@@ -1,0 +1,6 @@
+"""The demo: a corpus and two small towers made from nothing, and a report on what the trained adapter hears."""
+
+from mlingo_jax.demo.materials import prepare
+from mlingo_jax.demo.report import report
+
+__all__ = ["prepare", "report"]

@@ -1,0 +1,47 @@
+"""The newcomer's five minutes: everything is made on the spot, then the adapter is trained and asked about new clips.
+
+    python -m mlingo_jax.train --config=demo
+
+The first run synthesises short pieces of music, makes a small MERT and a small LLaMA, and converts both. These materials
+are kept beside the run; a second run, with other settings of the training perhaps, starts from them.
+"""
+
+import dataclasses
+
+from configs.base import Config, setting
+from configs.base import get_config as base_config
+
+
+@dataclasses.dataclass
+class DemoConfig:
+    """What the demo makes before it trains."""
+
+    materials: str = setting("runs/demo-materials", "folder of the clips and towers that the demo makes")
+    seed: int = setting(0, "of the music, the texts and both towers", least=0)
+    seconds: float = setting(5.0, "length of a clip", least=3, most=20)
+    train_takes: int = setting(4, "clips to train on for each of the 144 kinds of piece", least=1)
+    held_out_takes: int = setting(1, "clips to ask about for each kind, never heard in training", least=1)
+    instruments: int = setting(8, "how many of the eight instruments play", least=2, most=8)
+    llm_steps: int = setting(150, "steps in which the language model learns to read and to answer", least=1)
+    mert_steps: int = setting(300, "steps in which the encoder learns to hear", least=0)
+
+
+def get_config() -> Config:
+    config = base_config()
+    config.demo = DemoConfig()
+    config.workdir = "runs/demo"
+    config.steps = 400
+    config.batch_size = 32
+    config.accumulate = 1
+    # Small towers on a CPU: bfloat16 would be slower there, not faster.
+    config.mert.dtype = "float32"
+    config.llm.dtype = "float32"
+    config.llm.remat = False
+    config.optim.lr = 1e-2
+    config.optim.min_lr = 1e-4
+    config.optim.warmup_steps = 20
+    config.optim.epoch_steps = 0
+    config.optim.weight_decay = 0.01
+    config.checkpoint.every = 200
+    config.log.eval_every = 100
+    return config

@@ -1,0 +1,83 @@
+"""Before the demo trains: its corpus and its two towers, made once and kept."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import soundfile
+
+from configs.base import Config
+from configs.demo import DemoConfig
+from conversion import to_jax
+from conversion.folders import new_target
+from mlingo_jax.demo.corpus import write_corpus
+from mlingo_jax.demo.encoder import make_encoder
+from mlingo_jax.demo.language_model import make_language_model
+from mlingo_jax.training.run import prompt_settings
+
+TIMES = "seconds.json"
+
+
+def prepare(config: Config) -> None:
+    """Makes the demo's materials, unless they are there already, and points the config at them.
+
+    The folder is named after all that it depends on, and appears when everything in it is whole.
+    """
+    folder = materials_folder(config)
+    if folder.is_dir():
+        _say(f"the demo's clips and towers are there already: {folder}")
+    else:
+        _say(f"making the demo's clips and towers, once: {folder}")
+        with new_target(folder, folder=True) as partial:
+            _make(partial, config)
+    config.data.manifest = str(folder / "corpus" / "manifest.jsonl")
+    config.mert.path = str(folder / "mert")
+    config.llm.path = str(folder / "llm")
+
+
+def materials_folder(config: Config) -> Path:
+    """Where the materials of these settings are, or will be: another setting or another version, another folder."""
+    settings = {**dataclasses.asdict(config.demo), "materials": "", "prompt": prompt_settings(config).to_json()}
+    key = sha256(json.dumps(settings, sort_keys=True).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        key.update(file.read_bytes())
+    return Path(config.demo.materials) / key.hexdigest()[:12]
+
+
+def _make(folder: Path, config: Config) -> None:
+    settings: DemoConfig = config.demo
+    seconds: dict[str, float] = {}
+    corpus = folder / "corpus"
+    with _phase(seconds, "corpus", "music: short pieces played by synthesised instruments, with questions and answers"):
+        clips = write_corpus(corpus, settings)
+    with _phase(
+        seconds,
+        "language model",
+        "a small LLaMA, taught on text alone to read what stands between <Audio> and </Audio>",
+    ):
+        make_language_model(folder / "llm-hf", prompt_settings(config), steps=settings.llm_steps, seed=settings.seed)
+    with _phase(seconds, "encoder", "a small MERT, taught to hear by the training clips' own spectra, without labels"):
+        heard = [soundfile.read(corpus / clip.audio, dtype="float32")[0] for clip in clips if clip.split == "train"]
+        make_encoder(folder / "mert-hf", heard, steps=settings.mert_steps, seed=settings.seed)
+    with _phase(seconds, "conversion", "both towers from Hugging Face's layout to JAX's, as released weights would be"):
+        for name in ("mert", "llm"):
+            to_jax.convert(folder / f"{name}-hf", folder / name)
+    (folder / TIMES).write_text(json.dumps(seconds, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _phase(seconds: dict[str, float], name: str, meaning: str) -> Iterator[None]:
+    _say(f"{name}: {meaning}")
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)
+    _say(f"{name}: {seconds[name]:.0f} s")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,135 @@
+"""After the demo has trained: questions about clips that were never heard in training, and what the answers are worth."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import mlingo_jax
+from configs.base import Config
+from mlingo_jax.demo.corpus import Clip, read_clips
+from mlingo_jax.demo.materials import TIMES
+from mlingo_jax.demo.music import ATTRIBUTES
+from mlingo_jax.demo.texts import CAPTION, CAPTION_REQUESTS, QUESTIONS, named
+
+# The whole demo's clock: the module is imported as the command begins.
+_START = time.perf_counter()
+CLIPS_AT_ONCE = 48
+SHOWN = 5
+MAX_NEW_TOKENS = 48
+ASKED: Mapping[str, str] = {**{name: QUESTIONS[name][0] for name in ATTRIBUTES}, CAPTION: CAPTION_REQUESTS[0]}
+
+Answers = dict[str, list[str]]
+
+
+def report(config: Config, workdir: Path) -> dict[str, Any]:
+    """Asks about the held-out clips; writes report.json and report.md to the workdir, and shows the table."""
+    corpus = Path(config.data.manifest).parent
+    clips = [clip for clip in read_clips(corpus) if clip.split == "eval"]
+    answers = ask_all(config, workdir, [corpus / clip.audio for clip in clips])
+    held_out = {name: grade(name, answers[name], [clip.truth[name] for clip in clips]) for name in ATTRIBUTES}
+    values = {
+        "held_out": held_out,
+        "clips": len(clips),
+        "seconds": round(time.perf_counter() - _START, 1),
+        "seconds_to_make_materials": json.loads((corpus.parent / TIMES).read_text(encoding="utf-8")),
+        "examples": [_example(i, corpus, clips, answers) for i in _spread(len(clips))],
+        "settings": dataclasses.asdict(config),
+    }
+    _write(workdir / "report.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    _write(workdir / "report.md", _markdown(values))
+    _show(values, workdir, corpus)
+    return values
+
+
+def ask_all(config: Config, workdir: Path, files: Sequence[Path]) -> Answers:
+    """The answers to every question of `ASKED` about every clip, by subject."""
+    model = mlingo_jax.load(adapter=workdir, mert=config.mert.path, llm=config.llm.path, dtype=config.llm.dtype)
+    answers: Answers = {subject: [] for subject in ASKED}
+    for start in tqdm(range(0, len(files), CLIPS_AT_ONCE), "answering", disable=None):
+        some = files[start : start + CLIPS_AT_ONCE]
+        questions = [question for question in ASKED.values() for _ in some]
+        given = model.answer([*some] * len(ASKED), questions, max_new_tokens=MAX_NEW_TOKENS)
+        for i, subject in enumerate(ASKED):
+            answers[subject] += given[i * len(some) : (i + 1) * len(some)]
+    return answers
+
+
+def grade(attribute: str, answers: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
+    """Fractions: of answers that name the true value and no other; of the same answers shuffled over the clips, on average
+    over all shufflings; and what guessing would get."""
+    given, true = np.array([named(attribute, answer) or "" for answer in answers]), np.array(truths)
+    return {
+        "accuracy": float((given == true).mean()),
+        "shuffled": float((given[:, None] == true).mean()),
+        "chance": 1 / len(set(truths)),
+    }
+
+
+def table(held_out: Mapping[str, Mapping[str, float]]) -> str:
+    """The grades as a Markdown table, in percent."""
+    lines = ["| attribute  | accuracy | shuffled | chance |", "|------------|---------:|---------:|-------:|"]
+    for name, grades in held_out.items():
+        cells = (f"{100 * grades[column]:.1f} %" for column in ("accuracy", "shuffled", "chance"))
+        lines.append("| {:<10} | {:>8} | {:>8} | {:>6} |".format(name, *cells))
+    return "\n".join(lines)
+
+
+def _example(i: int, corpus: Path, clips: Sequence[Clip], answers: Answers) -> dict[str, Any]:
+    clip = clips[i]
+    given = {ASKED[subject]: answers[subject][i] for subject in ASKED}
+    return {"audio": str(corpus / clip.audio), "truth": clip.truth, "caption": clip.caption, "answers": given}
+
+
+def _spread(clips: int) -> list[int]:
+    """A few places, evenly spread: the clips shown are not chosen by how well they went."""
+    return [i * clips // min(SHOWN, clips) for i in range(min(SHOWN, clips))]
+
+
+def _markdown(values: Mapping[str, Any]) -> str:
+    made = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in values["seconds_to_make_materials"].items())
+    settings = values["settings"]
+    lines = [
+        "# What the demo's adapter hears",
+        "",
+        f"Answers about {values['clips']} clips that were not heard in training. An answer counts if it names the true "
+        "value and no other; *shuffled* grades the same answers against the other clips, so it shows what could be "
+        "said without listening.",
+        "",
+        table(values["held_out"]),
+        "",
+        f"The whole run took {values['seconds']:.0f} s. Its materials were made in: {made}.",
+        "",
+        "![The losses over the steps](loss.png)",
+        "",
+        f"## {len(values['examples'])} of the clips",
+    ]
+    for example in values["examples"]:
+        lines += ["", f"`{example['audio']}`", "", f"- *true caption:* {example['caption']}"]
+        lines += [f"- {question} **{answer}**" for question, answer in example["answers"].items()]
+    lines += ["", "## Settings", "", "```json", json.dumps(settings, indent=2, ensure_ascii=False), "```", ""]
+    return "\n".join(lines)
+
+
+def _show(values: Mapping[str, Any], workdir: Path, corpus: Path) -> None:
+    for example in values["examples"]:
+        print(f"\n{example['audio']}\n  true:   {example['caption']}\n  answer: {example['answers'][ASKED[CAPTION]]}")
+    print(f"\nanswers about {values['clips']} clips that were not heard in training:\n\n{table(values['held_out'])}\n")
+    print(f"{values['seconds']:.0f} s in all. Read {workdir / 'report.md'}; then ask about any audio file:\n")
+    print(
+        f"  python -m mlingo_jax.caption {corpus / 'held_out'} --adapter {workdir} "
+        f'--question "{ASKED[CAPTION]}" --output {workdir / "captions.jsonl"}',
+    )
+    sys.stdout.flush()
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
