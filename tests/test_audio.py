@@ -12,7 +12,16 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlingo_jax.data.audio import AudioSettings, crop, normalize, prepare_waveform, read_audio, windows
+from mlingo_jax.data.audio import (
+    AudioSettings,
+    crop,
+    decode_audio,
+    measure_audio,
+    normalize,
+    prepare_waveform,
+    read_audio,
+    windows,
+)
 from mlingo_jax.errors import UserError
 
 SETTINGS = AudioSettings(sample_rate=24000, normalize=True)
@@ -164,6 +173,30 @@ def test_a_header_that_claims_an_hour_is_refused(tmp_path):
     content[22:26] = struct.pack(">I", 3600 * 24000)
     (tmp_path / "a.flac").write_bytes(content)
     refused(tmp_path / "a.flac", "claims 3600.0 s of audio, the file has 1.0 s")
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_bytes_in_memory_are_read_as_the_file_is(tmp_path, suffix):
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, tone(22050, 2.0), 22050)
+    encoded = path.read_bytes()
+    np.testing.assert_array_equal(decode_audio(encoded, "clip 7", SETTINGS), read_audio(path, SETTINGS))
+    with pytest.raises(UserError, match="clip 7: the file is empty"):
+        decode_audio(b"", "clip 7", SETTINGS)
+    with pytest.raises(UserError, match="clip 7: (damaged|the header claims|not audio)"):
+        decode_audio(encoded[: len(encoded) // 8] if suffix in ("wav", "flac") else b"noise", "clip 7", SETTINGS)
+
+
+def test_a_file_is_measured_by_decoding_it(tmp_path):
+    path = tmp_path / "tone.flac"
+    soundfile.write(path, tone(22050, 2.0), 22050)
+    assert measure_audio(path) == measure_audio(path, most_seconds=3.0) == (44100, 22050)
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 8000)
+    assert measure_audio(tmp_path / "none.wav") == (0, 8000)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=r"tone\.flac: (damaged|the header claims)"):
+        measure_audio(path)
+    assert measure_audio(path, most_seconds=1.0) == (44100, 22050)
 
 
 def test_a_damaged_middle_is_refused(tmp_path):

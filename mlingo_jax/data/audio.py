@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -170,7 +170,7 @@ def _open(encoded: Path | bytes, name: str) -> Iterator[_Stream]:
         yield source
 
 
-def _raw(encoded: Path | bytes) -> BinaryIO:
+def _raw(encoded: Path | bytes) -> io.BufferedIOBase:
     return encoded.open("rb") if isinstance(encoded, Path) else io.BytesIO(encoded)
 
 

@@ -5,7 +5,7 @@ import io
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +53,7 @@ class Clip:
     """One clip: its audio as an encoded file's bytes, its length in s and its sample rate in Hz."""
 
     clip: str
-    audio: bytes
+    audio: bytes = field(repr=False)
     seconds: float
     rate: int
 

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
-from tensorflow_datasets.core import example_serializer, file_adapters, splits
+from tensorflow_datasets.core import example_serializer, splits
+from tensorflow_datasets.core.file_adapters import FileFormat
 from tqdm import tqdm
 
 from mlingo_jax.data.datasets.check import Checked, Clip, Task, check
+from mlingo_jax.data.datasets.records import SteadyWriter
 from mlingo_jax.errors import UserError
 
 SPLIT = "clips"
@@ -94,12 +96,14 @@ class Clips(tfds.core.BeamBasedBuilder):
             leftover.unlink()
         try:
             super()._download_and_prepare(dl_manager, download_config)
-        except ValueError:
-            # TFDS refuses a split without records; that all clips are bad is ours to say.
-            checks = _read_checks(sorted(self._work.glob("checks-*")))
-            if not any(checked.status == "there" for checked in checks):
-                self._judge(checks)
-            raise
+        except ValueError as error:
+            # TFDS ends the pipeline over a split without records, before the checks are collected.
+            if "generated examples is 0" not in str(error):
+                raise
+            raise UserError(
+                f"{self.builder_config.name}: none of the {len(self._tasks)} clips can be used; build without Beam to "
+                "see why"
+            ) from error
         return _read_checks(sorted(self._work.glob("checks-*")))
 
     def _make_shards(self) -> list[Path]:
@@ -114,9 +118,8 @@ class Clips(tfds.core.BeamBasedBuilder):
                     bar.update(len(tasks))
                     return
                 checks: list[Checked] = []
-                adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.ARRAY_RECORD]
                 partial = shard.with_suffix(".partial")
-                adapter.write_examples(partial, self._serialized(tasks, checks, serializer, bar))
+                self._example_writer().write(partial, self._serialized(tasks, checks, serializer, bar))
                 os.replace(partial, shard)
                 _write_lines(shard.with_suffix(".jsonl"), map(dataclasses.asdict, checks))
 
@@ -160,6 +163,9 @@ class Clips(tfds.core.BeamBasedBuilder):
         np.save(folder / HASHES, np.array([clip_hash(c.clip) for c in there], np.uint64))
         _write_lines(folder / NAMES, ({"clip": c.clip, "seconds": c.seconds, "rate": c.rate} for c in there))
         _write_lines(folder / CHECKS, (dataclasses.asdict(c) for c in checks))
+
+    def _example_writer(self) -> SteadyWriter:
+        return SteadyWriter(self.info.file_format or FileFormat.ARRAY_RECORD)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         return {SPLIT: self._generate_examples()}

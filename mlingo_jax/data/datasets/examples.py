@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.file_adapters import FileFormat
 
 from mlingo_jax.data.datasets.annotations import Annotation, find_files
+from mlingo_jax.data.datasets.records import SteadyWriter
 from mlingo_jax.errors import UserError
 
 
@@ -118,6 +120,9 @@ class Examples(tfds.core.GeneratorBasedBuilder):
             # The order of the annotations; training shuffles anyway.
             disable_shuffling=True,
         )
+
+    def _example_writer(self) -> SteadyWriter:
+        return SteadyWriter(self.info.file_format or FileFormat.ARRAY_RECORD)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
         splits = dict.fromkeys(a.split for a in self.annotations() if self._kept(a))

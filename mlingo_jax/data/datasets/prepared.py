@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -49,7 +50,7 @@ class PreparedClips:
         """folder: of the TFDS dataset. Raises UserError if it is not one of clips."""
         self.folder = Path(folder)
         self._hashes = _load_hashes(self.folder)
-        self._source = tfds.builder_from_directory(self.folder).as_data_source(split=SPLIT)
+        self._source = _source(self.folder, SPLIT)
         if len(self._source) != len(self._hashes):
             raise UserError(
                 f"{self.folder}: {len(self._source)} clips, but an index of {len(self._hashes)}; prepare the dataset "
@@ -115,12 +116,18 @@ class Prepared:
         """The examples of a split. Raises UserError if there is no such split."""
         if split not in self.splits:
             raise UserError(f"{self.name}: expected the split {' or '.join(self.splits)}, found {split!r}")
-        return PreparedExamples(tfds.builder_from_directory(self.folder).as_data_source(split=split))
+        return PreparedExamples(_source(self.folder, split))
 
 
 def dataset_folder(data_dir: Path, name: str) -> Path:
     """Where TFDS keeps a dataset."""
     return data_dir / name / "1.0.0"
+
+
+def _source(folder: Path, split: str) -> Any:
+    """Random access to the records of a TFDS dataset, as {feature: value}."""
+    builder: Any = tfds.builder_from_directory(folder)
+    return builder.as_data_source(split)
 
 
 def _load_hashes(folder: Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What `prepare` found: a table for the screen, report.json, and the clips that are not used."""
 
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,7 +66,7 @@ def make_report(
         dataset=dataset,
         clips={status: counts[status] for status in _STATUSES},
         duplicated=sum(map(len, _duplicates(checks))),
-        seconds=round(sum(checked.seconds for checked in checks if checked.status == "there"), 3),
+        seconds=round(math.fsum(checked.seconds for checked in checks if checked.status == "there"), 3),
         annotated=dict(annotated),
         kept=dict(kept),
         published=dict(published),
