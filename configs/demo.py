@@ -23,7 +23,6 @@ class DemoConfig:
     held_out_takes: int = setting(1, "clips to ask about for each kind, never heard in training", least=1)
     instruments: int = setting(8, "how many of the eight instruments play", least=2, most=8)
     llm_steps: int = setting(150, "steps in which the language model learns to read and to answer", least=1)
-    mert_steps: int = setting(300, "steps in which the encoder learns to hear", least=0)
 
 
 def get_config() -> Config:

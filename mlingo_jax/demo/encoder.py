@@ -1,43 +1,47 @@
-"""The demo's encoder: a small MERT that learns to hear from the corpus's training clips, without their labels.
+"""The demo's encoder: a small MERT whose convolutions are wavelets, so that it hears without having been trained.
 
-Its frames' last hidden states, some of them behind a mask, predict what the teachers say of the same moments.
+Two wide convolutions make a scattering transform (Andén and Mallat, "Deep Scattering Spectrum", 2014). The first is an
+ear: short waves, twelve to the octave. The second listens to how loud these get over a second and a half: some of its
+channels to one place of the spectrum, some to pulses from 0.8 to 16 Hz, some to chords. The layers above are random.
 """
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from mlingo_jax.data.audio import normalize
 from mlingo_jax.demo.synthesis import SAMPLE_RATE
-from mlingo_jax.demo.teachers import describe
-from mlingo_jax.demo.towers import Batch, Params, fit, write_tower
+from mlingo_jax.demo.towers import write_tower
 from mlingo_jax.models.mert import Mert, MertConfig
+
+BANDS, OCTAVES, LOWEST = 84, 7, 80.0
+PULSES = np.geomspace(0.8, 16, 11)
+TRIADS = {"major": (0, 4, 7), "minor": (0, 3, 7)}
+THIRDS = {"major": 4, "minor": 3}
 
 ARCHITECTURE = {
     "architectures": ["HubertModel"],
     "model_type": "mert_model",
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 3,
+    "hidden_size": 384,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-5,
-    "do_stable_layer_norm": True,
-    "conv_dim": [168, 128],
-    "conv_kernel": [2048, 4],
-    "conv_stride": [160, 4],
+    "do_stable_layer_norm": False,
+    "conv_dim": [2 * BANDS, 512],
+    "conv_kernel": [2048, 300],
+    "conv_stride": [120, 40],
     "conv_bias": False,
     "feat_extract_norm": "group",
     "feat_extract_activation": "gelu",
     "feat_proj_layer_norm": True,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 8,
     "mask_time_prob": 0.05,
     "mask_feature_prob": 0.0,
     "feature_extractor_cqt": False,
@@ -53,61 +57,79 @@ PROCESSOR = {
     "return_attention_mask": True,
     "sampling_rate": SAMPLE_RATE,
 }
-ROWS = 16
-RATE = 2e-3
 
 
-def make_encoder(folder: Path, clips: Sequence[Float[np.ndarray, " N"]], *, steps: int, seed: int) -> None:
-    """Writes an encoder trained on clips of one length as a Hugging Face folder."""
+def make_encoder(folder: Path, *, seed: int) -> None:
+    """Writes the encoder as a Hugging Face folder."""
     config = MertConfig.from_json(ARCHITECTURE, "the demo's encoder")
     model = Mert(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
-    graphdef, state = nnx.split(model, nnx.Param)
-    params = nnx.to_pure_dict(state)
-    params["conv_layers"][0]["kernel"] = tuned_filters(config.conv_kernels[0], config.conv_widths[0])
-    if steps:
-        targets = _targets(clips, config)
-        head = {"kernel": jnp.zeros((config.width, targets.shape[-1])), "bias": jnp.zeros(targets.shape[-1])}
-
-        def loss(params: Params, batch: Batch) -> Float[Array, ""]:
-            mert = nnx.merge(graphdef, nnx.State(params["mert"]))
-            lengths = jnp.full(ROWS, batch["waveform"].shape[1])
-            frames = mert.hidden_states(batch["waveform"], lengths)[-1]
-            guess = frames @ params["head"]["kernel"] + params["head"]["bias"]
-            return jnp.square(guess - batch["target"]).mean()
-
-        waveforms = np.stack([normalize(clip) for clip in clips])
-        batches = _batches(waveforms, targets, np.random.default_rng(seed))
-        params = fit({"mert": params, "head": head}, loss, batches, steps=steps, rate=RATE, title="encoder")["mert"]
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    rng = np.random.default_rng(seed)
+    (ear_taps, pulse_taps), (_, channels) = config.conv_kernels, config.conv_widths
+    params["conv_layers"][0]["kernel"] = ear(ear_taps)[:, None]
+    params["conv_layers"][1]["kernel"] = scattering(pulse_taps, channels, SAMPLE_RATE / config.conv_strides[0], rng)
     write_tower(folder, "mert", ARCHITECTURE, model, jax.device_get(params))
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n", encoding="utf-8")
 
 
-def tuned_filters(taps: int, channels: int) -> Float[Array, "T 1 O"]:
-    """A first convolution to begin with: pairs of short sine and cosine waves, from 100 Hz to 8 kHz, as an ear is tuned."""
-    hertz = np.repeat(np.geomspace(100, 8000, channels // 2), 2)
-    time = (np.arange(taps)[:, None] - taps / 2) / SAMPLE_RATE
-    width = np.minimum(taps / SAMPLE_RATE, 30 / hertz)
-    envelope = np.where(np.abs(time) < width / 2, np.cos(np.pi * time / width) ** 2, 0)
-    waves = envelope * np.cos(2 * np.pi * hertz * time + np.pi / 2 * (np.arange(channels) % 2))
+def bands() -> Float[np.ndarray, " O"]:
+    """The ear's frequencies in Hz."""
+    return LOWEST * 2 ** (np.arange(BANDS) * OCTAVES / BANDS)
+
+
+def ear(taps: int) -> Float[np.ndarray, "T O"]:
+    """A sine and a cosine wave for each band, sixteen periods long where the taps allow."""
+    hertz = np.repeat(bands(), 2)
+    phases = np.tile([0, np.pi / 2], BANDS)
+    waves = np.stack([_wave(taps, h, SAMPLE_RATE, 16, phase) for h, phase in zip(hertz, phases, strict=True)], axis=1)
     # Small enough for the group norm's epsilon to matter: a band that is silent throughout a clip stays small.
-    return jnp.asarray(0.01 * waves / np.linalg.norm(waves, axis=0), jnp.float32)[:, None]
+    return (0.02 * waves).astype(np.float32)
 
 
-def _targets(clips: Sequence[Float[np.ndarray, " N"]], config: MertConfig) -> Float[np.ndarray, "C T F"]:
-    """The teachers' descriptions, each number of deviation 1, each teacher of the same weight in a mean square."""
-    frames, centre = config.frames(len(clips[0])), config.receptive_field // 2
-    described = [describe(clip, frames, config.hop, centre) for clip in clips]
-    parts = []
-    for teacher in described[0]:
-        part = np.stack([d[teacher] for d in described]).astype(np.float32)
-        part = (part - part.mean((0, 1))) / (part.std((0, 1)) + 1e-4)
-        parts.append(part / np.sqrt(part.shape[-1]))
-    targets = np.concatenate(parts, -1)
-    return targets * np.float32(np.sqrt(targets.shape[-1] / len(parts)))
+def scattering(taps: int, channels: int, rate: float, rng: np.random.Generator) -> Float[np.ndarray, "T I O"]:
+    """The second convolution's kernel; `rate` is the frequency in Hz at which the ear's bands arrive."""
+    chords = [(profile, share) for profile in _chord_profiles() for share in (1, 3, 8)]
+    kernels = [np.outer(_window(taps, taps), _bump(place, 1.0)) for place in range(BANDS)]
+    kernels += [np.outer(_window(taps, taps // share), profile) for profile, share in chords]
+    while len(kernels) < channels:
+        pulse = _wave(taps, rng.choice(PULSES), rate, 4, rng.uniform(0, 2 * np.pi))
+        width = rng.choice([2, 6, 20])
+        signs = rng.choice([-1, 1], BANDS) if width < 20 else np.ones(BANDS)
+        kernels.append(np.outer(pulse, signs * _bump(rng.uniform(0, BANDS), width)))
+    unit = [kernel / np.linalg.norm(kernel) for kernel in kernels]
+    # A band's sine and cosine count alike.
+    return np.stack(np.repeat(unit, 2, axis=2) / np.sqrt(2), axis=-1).astype(np.float32)
 
 
-def _batches(waveforms: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
-    while True:
-        for chosen in np.array_split(rng.permutation(len(waveforms)), max(len(waveforms) // ROWS, 1)):
-            chosen = np.resize(chosen, ROWS)
-            yield {"waveform": waveforms[chosen], "target": targets[chosen]}
+def _chord_profiles() -> list[Float[np.ndarray, " O"]]:
+    """What major and minor triads on each of the twelve notes look like over the bands; the other third counts against."""
+    hertz = bands()
+    semitones = 12 * np.log2(hertz / LOWEST)
+    heard = (hertz > 200) & (hertz < 3000)
+    profiles = []
+    for mode, other in (("major", "minor"), ("minor", "major")):
+        for root in range(12):
+            weights = np.zeros(12)
+            weights[[(root + interval) % 12 for interval in TRIADS[mode]]] = 1
+            weights[(root + THIRDS[other]) % 12] = -1
+            profile = weights[np.round(semitones).astype(int) % 12] * heard
+            profiles.append(np.where(heard, profile - profile[heard].mean(), 0))
+    return profiles
+
+
+def _bump(place: float, width: float) -> Float[np.ndarray, " O"]:
+    return np.exp(-0.5 * ((np.arange(BANDS) - place) / width) ** 2)
+
+
+def _window(taps: int, length: int) -> Float[np.ndarray, " T"]:
+    before = (taps - length) // 2
+    return np.pad(np.hanning(length), (before, taps - length - before))
+
+
+def _wave(taps: int, hertz: float, rate: float, periods: float, phase: float) -> Float[np.ndarray, " T"]:
+    """A wave of norm 1 in the middle of so many taps, faded in and out."""
+    time = (np.arange(taps) - (taps - 1) / 2) / rate
+    length = min(taps / rate, periods / hertz)
+    wave = np.where(np.abs(time) <= length / 2, np.cos(np.pi * time / length) ** 2, 0)
+    wave = wave * np.cos(2 * np.pi * hertz * time + phase)
+    return wave / np.linalg.norm(wave)

@@ -1,6 +1,6 @@
 """Short pieces of music with a known register, tempo and mode: a melody over three chords.
 
-The key note is drawn from all twelve, so the mode is heard from the intervals and not from a note's name.
+Every piece is in C: its mode is heard from the third, the sixth and the seventh, and not from which notes are missing.
 """
 
 import dataclasses
@@ -9,8 +9,8 @@ import numpy as np
 
 from mlingo_jax.demo.synthesis import INSTRUMENTS, Note
 
-# The lowest key note of each register, as a MIDI pitch (48 = C3): the key note lies within the octave above it.
-REGISTERS = {"low": 44, "middle": 58, "high": 72}
+# The key note of each register, as a MIDI pitch: C3, C4 and C5.
+REGISTERS = {"low": 48, "middle": 60, "high": 72}
 TEMPOS = {"slow": (60, 70), "medium": (100, 112), "fast": (158, 176)}
 # The third, sixth and seventh of the natural minor lie a semitone lower; the chords on 1, 4 and 5 are then all minor.
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
@@ -42,7 +42,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 def compose(piece: Piece, seconds: float, rng: np.random.Generator) -> list[Note]:
     """Notes of a piece of so many seconds: a chord every two beats, a melody above, both ending on the key note."""
     scale = SCALES[piece.mode]
-    key = REGISTERS[piece.register] + 3 * int(rng.integers(4))
+    key = REGISTERS[piece.register]
     beat = 60 / rng.uniform(*TEMPOS[piece.tempo])
     beats = int((seconds - ENDING) / beat)
     chords = PROGRESSIONS[rng.integers(len(PROGRESSIONS))]
