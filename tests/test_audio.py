@@ -183,7 +183,7 @@ def test_bytes_in_memory_are_read_as_the_file_is(tmp_path, suffix):
     np.testing.assert_array_equal(decode_audio(encoded, "clip 7", SETTINGS), read_audio(path, SETTINGS))
     with pytest.raises(UserError, match="clip 7: the file is empty"):
         decode_audio(b"", "clip 7", SETTINGS)
-    with pytest.raises(UserError, match="clip 7: (damaged|the header claims|not audio)"):
+    with pytest.raises(UserError, match=r"clip 7: (damaged|the header claims|not audio)"):
         decode_audio(encoded[: len(encoded) // 8] if suffix in ("wav", "flac") else b"noise", "clip 7", SETTINGS)
 
 

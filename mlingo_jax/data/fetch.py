@@ -9,9 +9,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,15 @@ import soundfile
 from tqdm import tqdm
 
 from mlingo_jax.data.datasets.annotations import Annotation
+from mlingo_jax.data.datasets.convert import convert, has_ffmpeg
+from mlingo_jax.data.datasets.lock import alone
 from mlingo_jax.data.datasets.lookup import AudioFolders
 from mlingo_jax.errors import UserError
 
 FAILURES = "failures.jsonl"
+_WORK = ".fetching"
 # What servers say to those who ask too much; asking on would make it worse.
 _REFUSALS = ("HTTP Error 429", "Too Many Requests", "not a bot", "rate-limited")
-_CUT_SECONDS = 120
 # A recording that ends so little before the clip does is as good.
 _SHORTER_SECONDS = 1.0
 
@@ -73,19 +74,26 @@ def fetch(clips: Iterable[Annotation], folder: Path, url: str, limits: Limits, *
         raise UserError(f"--url: expected {{id}} in it, for the clip's id, found {url!r}")
     if importlib.util.find_spec("yt_dlp") is None:
         raise UserError("fetching needs yt-dlp; install it by `pip install mlingo_jax[fetch]`")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
-    there, failed = AudioFolders([folder]), set() if retry else _read_failures(folder)
-    counts, todo = Fetched(), []
-    for clip in clips:
-        if there.find(clip.names):
-            counts.there += 1
-        elif clip.clip in failed:
-            counts.left_out += 1
-        else:
-            todo.append(clip)
+    with alone(folder / ".lock", f"{folder}: another process is fetching into it; wait for it, or give another folder"):
+        there, failed = AudioFolders([folder]), set() if retry else _read_failures(folder)
+        counts, todo = Fetched(), []
+        for clip in clips:
+            if there.find(clip.names):
+                counts.there += 1
+            elif clip.clip in failed:
+                counts.left_out += 1
+            else:
+                todo.append(clip)
+        try:
+            _fetch_all(todo, folder, url, limits, counts)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+        finally:
+            shutil.rmtree(folder / _WORK, ignore_errors=True)
+    return counts
+
+
+def _fetch_all(todo: Sequence[Annotation], folder: Path, url: str, limits: Limits, counts: Fetched) -> None:
     stop, lock = threading.Event(), threading.Lock()
     with tqdm(desc="fetching", total=len(todo), unit="clip", disable=None) as bar:
 
@@ -113,17 +121,17 @@ def fetch(clips: Iterable[Annotation], folder: Path, url: str, limits: Limits, *
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
-    return counts
 
 
 def _fetch_one(clip: Annotation, folder: Path, url: str, limits: Limits) -> str | None:
     """Gets one clip; the reason if that fails. Raises OSError if the folder cannot be written."""
+    # Slow to import, and an extra.
     from yt_dlp import YoutubeDL
     from yt_dlp.utils import YoutubeDLError
 
     start = clip.start
     end = start + (clip.seconds or 0)
-    place = folder / ".fetching" / clip.clip
+    place = folder / _WORK / clip.clip
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     options: Any = {
@@ -139,19 +147,16 @@ def _fetch_one(clip: Annotation, folder: Path, url: str, limits: Limits) -> str 
         "no_color": True,
         "logger": _Silent(),
     }
-    program = shutil.which("ffmpeg")
-    if program:
-        options |= {
-            "download_ranges": lambda *_: [{"start_time": start, "end_time": end}],
-            "force_keyframes_at_cuts": True,
-        }
+    cut_by_ffmpeg = has_ffmpeg()
+    if cut_by_ffmpeg:
+        options["download_ranges"] = lambda *_: [{"start_time": start, "end_time": end}]
     try:
         with YoutubeDL(options) as downloader:
             downloader.download([url])
         (recording,) = place.glob("recording.*")
         made = place / "clip.flac"
-        if program:
-            _convert(program, recording, made, end - start)
+        if cut_by_ffmpeg:
+            convert(recording, made, seconds=end - start)
         else:
             _cut(recording, made, start, end)
         found = soundfile.info(made).duration
@@ -172,13 +177,6 @@ class _Silent:
         pass
 
     warning = error = debug
-
-
-def _convert(program: str, recording: Path, made: Path, seconds: float) -> None:
-    command = [program, "-nostdin", "-v", "error", "-i", str(recording), "-vn", "-t", str(seconds), str(made)]
-    done = subprocess.run(command, capture_output=True, timeout=_CUT_SECONDS, check=False)
-    if done.returncode:
-        raise UserError(f"ffmpeg cannot read what came: {done.stderr.decode(errors='replace').strip()}")
 
 
 def _cut(recording: Path, made: Path, start: float, end: float) -> None:

@@ -6,14 +6,13 @@ whole. A dataset that is there already stays until its successor is complete.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from mlingo_jax.data.datasets.annotations import Annotation
 from mlingo_jax.data.datasets.check import Checked, Task
 from mlingo_jax.data.datasets.clips import CHECKS, Clips, Judge
 from mlingo_jax.data.datasets.examples import Examples
+from mlingo_jax.data.datasets.lock import alone
 from mlingo_jax.data.datasets.lookup import find_all
 from mlingo_jax.data.datasets.prepared import PREPARED, PreparedClips, dataset_folder
 from mlingo_jax.data.datasets.report import Report, make_report, write_report
@@ -93,7 +93,8 @@ def build(
         return report
 
     work = data_dir / ".building" / flat
-    with _alone(work):
+    busy = f"{data_dir}: another process is building {name} there; wait for it, or give another --data_dir"
+    with alone(work.with_name(f"{flat}.lock"), busy):
         place = dataset_folder(data_dir, name)
         if isinstance(audio, str):
             clips_place = dataset_folder(data_dir, f"clips/{audio}")
@@ -178,26 +179,6 @@ def _look_up(wanted: _Wanted, clips: PreparedClips) -> list[Checked]:
     }
     missing = f"not in the collection {clips.folder}"
     return [checks.get(clip) or Checked(clip, "missing", missing) for clip in wanted.names]
-
-
-@contextlib.contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Holds the build's lock; the system lets go of it when the process ends, however it ends."""
-    lock = work.with_name(f"{work.name}.lock")
-    try:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a")
-    except OSError as error:
-        raise UserError(f"{work.parent}: cannot be written ({error.strerror})") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{work.parent.parent}: another process is building {work.name} there; wait for it, or give another "
-                "--data_dir"
-            ) from error
-        yield
 
 
 def _digest(builder: Examples, clips: Sequence[Task | Checked], collection: str, options: Options) -> str:

@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import soundfile
 
 from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings, measure_audio, prepare_waveform
+from mlingo_jax.data.datasets.convert import convert
 from mlingo_jax.data.datasets.lookup import ARRAY, DECODED
 from mlingo_jax.errors import UserError
 
@@ -23,7 +22,6 @@ SHORTEST_SECONDS = RECEPTIVE_FIELD / 24_000
 
 # A record is a message of at most 2 GB.
 _MOST_BYTES = 1 << 30
-_CONVERT_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +104,9 @@ def _from_array(path: Path, rate: int | None) -> tuple[bytes, int, int]:
 
 
 def _convert(path: Path, most_seconds: float) -> tuple[bytes, int, int]:
-    """What libsndfile does not read, as a flac that ffmpeg makes of it: (bytes, samples, rate)."""
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise UserError(f"{path}: {path.suffix} needs ffmpeg, and there is none on this system")
+    """What libsndfile does not read, as flac: (bytes, samples, rate)."""
     with tempfile.TemporaryDirectory() as folder:
         flac = Path(folder) / "clip.flac"
-        command = [program, "-nostdin", "-v", "error", "-i", str(path.absolute()), "-vn", "-map", "0:a:0", str(flac)]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=_CONVERT_SECONDS, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise UserError(f"{path}: ffmpeg did not end within {_CONVERT_SECONDS} s") from error
-        if done.returncode or not flac.exists():
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise UserError(f"{path}: ffmpeg cannot read it ({said[-1] if said else f'exit {done.returncode}'})")
+        convert(path, flac)
         samples, rate = measure_audio(flac, most_seconds=most_seconds)
         return flac.read_bytes(), samples, rate
