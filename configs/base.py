@@ -72,7 +72,7 @@ class DataConfig:
     length: int = setting(0, "tokens in a row, music and padding included; 0: as the longest example needs", least=0)
     hear_in_step: bool = setting(False, "hear the audio in every step instead of once into a feature cache")
     crop_seconds: float = setting(30.5, "with hear_in_step: random crop of longer clips, in seconds", least=1)
-    max_unheard: float = setting(0.0, "share of clips that may fail; they are named and left out", least=0, most=1)
+    max_unheard: float = setting(0.0, "share of clips that may fail; they are left out", least=0, most=1, free=True)
     features: str = setting("", "folder of the feature cache; empty: WORKDIR/features", free=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlingo_jax.training.plot import plot_losses
@@ -24,6 +24,7 @@ def write(workdir: Path, first: int, last: int) -> None:
         record.sync()
 
 
+@settings(max_examples=25, deadline=None)
 @given(done=st.integers(0, 12), saved=st.integers(0, 12), lost=st.integers(0, 60))
 def test_after_a_kill_each_step_stands_once(done, saved, lost):
     saved = min(saved, done)

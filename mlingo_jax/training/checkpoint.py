@@ -100,7 +100,7 @@ class Checkpoints:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves((saved.adapter, saved.optimizer))) + (1 << 20)
         free = shutil.disk_usage(self._folder).free
         if free < needed:
-            reason = f"it needs {needed / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB left"
+            reason = f"it needs {needed / 1e6:.2f} MB, the disk has {free / 1e6:.2f} MB left"
             raise UserError(self._failure(saved.step, reason))
 
     def _failure(self, step: int, reason: str) -> str:

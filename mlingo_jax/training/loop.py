@@ -21,7 +21,7 @@ from mlingo_jax.training.checkpoint import Checkpoints, Saved, restore, to_host
 from mlingo_jax.training.plot import plot_losses
 from mlingo_jax.training.progress import Progress
 from mlingo_jax.training.record import Record
-from mlingo_jax.training.run import check_config, check_run, write_run
+from mlingo_jax.training.run import changes_since, check_config, check_run, write_run
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
 from mlingo_jax.training.step import METRICS, Metrics, TrainState, compile_eval_step, compile_train_step, init_state
 
@@ -53,6 +53,8 @@ def train(config: Config) -> None:
                 progress.say(line)
             if saved:
                 progress.say(f"{workdir}: going on after step {first} of {config.steps}")
+                if changes := changes_since(workdir, assembly.run):
+                    progress.say(f"since the run began {'; '.join(changes)}: losses may differ in their last digits")
             Loop(config, assembly, mesh, record, progress, checkpoints).run(saved)
         sums = prove_frozen(assembly)
         progress.say(f"the frozen towers are unchanged: {', '.join(f'{n} {s[:16]}' for n, s in sums.items())}")

@@ -94,6 +94,13 @@ def check_run(workdir: Path, run: Mapping[str, Any]) -> None:
     _refuse(workdir, [(name, before.get(name), now.get(name)) for name in names])
 
 
+def changes_since(workdir: Path, run: Mapping[str, Any]) -> list[str]:
+    """What differs from when the run began, of what changes losses by rounding alone: versions and devices."""
+    before, now = dict(_flatten(read_run(workdir))), dict(_flatten(run))
+    names = [name for name in now if name.startswith(("versions", "devices", "commit"))]
+    return [f"{name} was {before.get(name)}, is {now[name]}" for name in names if before.get(name) != now[name]]
+
+
 def write_run(workdir: Path, config: Config, run: Mapping[str, Any]) -> None:
     """Writes config.json and run.json; the folder is a run's from the moment it has run.json."""
     workdir.mkdir(parents=True, exist_ok=True)
