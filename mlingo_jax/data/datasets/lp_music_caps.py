@@ -32,7 +32,7 @@ class LPMusicCaps(Examples):
 
     name = "lp_music_caps"
     homepage = "https://huggingface.co/datasets/seungheondoh/LP-MusicCaps-MSD"
-    licence = "MIT (mc), CC-BY-NC 4.0 (msd, mtt): annotations; the audio is not distributed"
+    licence = "MIT (mc; msd and mtt: see their pages); the audio is not distributed"
     citation = "Doh et al., LP-MusicCaps: LLM-Based Pseudo Music Captioning, ISMIR 2023"
     configs = ("msd", "mtt", "mc")
     files = tuple(f"{split}*.{kind}" for split in _SPLITS for kind in ("parquet", "csv", "jsonl"))
