@@ -2,8 +2,8 @@
 
     python -m mlingo_jax.train --config=demo
 
-The first run synthesises short pieces of music, makes a small MERT and a small LLaMA, and converts both. These materials
-are kept beside the run; a second run, with other settings of the training perhaps, starts from them.
+The first run synthesises short pieces of music, makes a small MERT and a small LLaMA, and converts both. These
+materials are kept beside the run; a second run, with other settings of the training perhaps, starts from them.
 """
 
 import dataclasses

@@ -2,23 +2,28 @@
 
 Two wide convolutions make a scattering transform (Andén and Mallat, "Deep Scattering Spectrum", 2014). The first is an
 ear: short waves, twelve to the octave. The second listens to how loud these get over a second and a half: some of its
-channels to one place of the spectrum, some to pulses from 0.8 to 16 Hz, some to chords. The layers above are random.
+channels to one place of the spectrum, some to pulses from 0.8 to 16 Hz, some to chords. The projection that follows
+whitens what is heard in the training clips, without labels; the layers above are random.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
+from mlingo_jax.data.audio import normalize
 from mlingo_jax.demo.synthesis import SAMPLE_RATE
 from mlingo_jax.demo.towers import write_tower
 from mlingo_jax.models.mert import Mert, MertConfig
 
 BANDS, OCTAVES, LOWEST = 84, 7, 80.0
+SHRINK = 0.03
 PULSES = np.geomspace(0.8, 16, 11)
 TRIADS = {"major": (0, 4, 7), "minor": (0, 3, 7)}
 THIRDS = {"major": 4, "minor": 3}
@@ -59,8 +64,8 @@ PROCESSOR = {
 }
 
 
-def make_encoder(folder: Path, *, seed: int) -> None:
-    """Writes the encoder as a Hugging Face folder."""
+def make_encoder(folder: Path, clips: Iterator[Float[np.ndarray, " N"]], *, seed: int) -> None:
+    """Writes the encoder as a Hugging Face folder; `clips` are the waveforms that its projection is fitted to."""
     config = MertConfig.from_json(ARCHITECTURE, "the demo's encoder")
     model = Mert(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -68,8 +73,43 @@ def make_encoder(folder: Path, *, seed: int) -> None:
     (ear_taps, pulse_taps), (_, channels) = config.conv_kernels, config.conv_widths
     params["conv_layers"][0]["kernel"] = ear(ear_taps)[:, None]
     params["conv_layers"][1]["kernel"] = scattering(pulse_taps, channels, SAMPLE_RATE / config.conv_strides[0], rng)
+    heard = _heard(nnx.graphdef(model), params, clips)
+    params["feature_projection"]["kernel"], params["feature_projection"]["bias"] = whitening(heard, config.width)
     write_tower(folder, "mert", ARCHITECTURE, model, jax.device_get(params))
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n", encoding="utf-8")
+
+
+def whitening(heard: Float[np.ndarray, "B C"], width: int) -> tuple[Float[np.ndarray, "C D"], Float[np.ndarray, " D"]]:
+    """Kernel and bias that make the clips' means uncorrelated and of like size: the first `width` principal components.
+
+    Small components are raised less than to size 1: they are noise.
+    """
+    mean = heard.mean(axis=0)
+    _, sizes, axes = np.linalg.svd(heard - mean, full_matrices=False)
+    deviations = sizes / np.sqrt(len(heard))
+    scale = 1 / (deviations + SHRINK * deviations[0])
+    kernel = np.zeros((heard.shape[1], width), np.float32)
+    kept = min(width, len(sizes))
+    kernel[:, :kept] = (axes[:kept] * scale[:kept, None]).T
+    return kernel, -mean @ kernel
+
+
+def _heard(
+    graphdef: nnx.GraphDef[Mert], params: dict[str, Any], clips: Iterator[Float[np.ndarray, " N"]]
+) -> Float[np.ndarray, "B C"]:
+    """What arrives at the projection, averaged over each clip."""
+
+    @jax.jit
+    def hear(waveform: Float[Array, "1 N"]) -> Float[Array, " C"]:
+        mert = nnx.merge(graphdef, nnx.State(params))
+        x, frames = waveform[..., None], jnp.array([waveform.shape[1]])
+        for layer in mert.conv_layers:
+            frames = layer.frames(frames)
+            x = layer(x, frames)
+        assert mert.feature_norm is not None
+        return mert.feature_norm(x).mean((0, 1))
+
+    return np.stack([np.asarray(hear(normalize(clip)[None])) for clip in clips])
 
 
 def bands() -> Float[np.ndarray, " O"]:
@@ -102,7 +142,7 @@ def scattering(taps: int, channels: int, rate: float, rng: np.random.Generator) 
 
 
 def _chord_profiles() -> list[Float[np.ndarray, " O"]]:
-    """What major and minor triads on each of the twelve notes look like over the bands; the other third counts against."""
+    """How major and minor triads on the twelve notes look over the bands; the other mode's third counts against."""
     hertz = bands()
     semitones = 12 * np.log2(hertz / LOWEST)
     heard = (hertz > 200) & (hertz < 3000)

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
+import soundfile
+
 from configs.base import Config
 from configs.demo import DemoConfig
 from conversion import to_jax
 from conversion.folders import new_target
-from mlingo_jax.demo.corpus import write_corpus
+from mlingo_jax.demo.corpus import read_clips, write_corpus
 from mlingo_jax.demo.encoder import make_encoder
 from mlingo_jax.demo.language_model import make_language_model
 from mlingo_jax.training.run import prompt_settings
@@ -58,8 +60,15 @@ def _make(folder: Path, config: Config) -> None:
         "a small LLaMA, taught on text alone to read what stands between <Audio> and </Audio>",
     ):
         make_language_model(folder / "llm-hf", prompt_settings(config), steps=settings.llm_steps, seed=settings.seed)
-    with _phase(seconds, "encoder", "a small MERT whose wide convolutions are wavelets, the rest random"):
-        make_encoder(folder / "mert-hf", seed=settings.seed)
+    with _phase(
+        seconds,
+        "encoder",
+        "a small MERT whose wide convolutions are wavelets, fitted to the sound of the training clips",
+    ):
+        clips = (folder / "corpus" / clip.audio for clip in read_clips(folder / "corpus") if clip.split == "train")
+        make_encoder(
+            folder / "mert-hf", (soundfile.read(clip, dtype="float32")[0] for clip in clips), seed=settings.seed
+        )
     with _phase(seconds, "conversion", "both towers from Hugging Face's layout to JAX's, as released weights would be"):
         for name in ("mert", "llm"):
             to_jax.convert(folder / f"{name}-hf", folder / name)
