@@ -230,8 +230,7 @@ def test_a_batch_that_the_mesh_cannot_split(corpus, tmp_path):
 
 def test_audio_may_be_heard_in_the_step_and_the_adapter_go_on_from_another(finished, corpus, tmp_path):
     values = settings(corpus, tmp_path / "heard") | {"steps": 2, "data.hear_in_step": True, "data.crop_seconds": 1.0}
-    config = as_config(values | {"adapter.start": finished[0], "adapter.learn_states": False, "accumulate": 1})
-    config.optim.warmup_steps = 0
+    config = as_config(values | {"adapter.start": finished[0], "accumulate": 1})
     train(config)
     first = read_metrics(config.workdir)[0]["loss"]
     assert first < read_metrics(finished[0])[0]["loss"] - 0.5
@@ -240,3 +239,19 @@ def test_audio_may_be_heard_in_the_step_and_the_adapter_go_on_from_another(finis
     saved = restore(config.workdir)
     assert saved is not None
     assert saved.step == 2
+
+
+def test_weights_of_the_hidden_states_may_be_learned(corpus, tmp_path):
+    values = settings(corpus, tmp_path) | {"steps": 3, "adapter.learn_states": True, "log.eval_every": 0}
+    train(as_config(values))
+    adapter, _ = load_run_adapter(tmp_path)
+    assert adapter["state_logits"].shape == (3,)
+    assert np.all(adapter["state_logits"] != 0)
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 3]
+
+
+def test_numbers_that_are_not_finite_stop_the_run(corpus, tmp_path):
+    values = settings(corpus, tmp_path) | {"steps": 20, "optim.lr": 1e30, "optim.warmup_steps": 0, "accumulate": 1}
+    with pytest.raises(UserError, match=r"step \d+: \w+ is (nan|inf), .*so the run stops"):
+        train(as_config(values))
+    assert restore(tmp_path) is None

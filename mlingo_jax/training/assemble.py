@@ -39,7 +39,6 @@ class Assembly:
     """A run that is ready to start.
 
     networks, frozen: the static halves, and the towers' parameters on the devices, as the step takes them.
-    identities: of the towers, by the keys of `frozen` and "mert".
     adapter: the trained parameters before the first step.
     run: the contents of run.json.
     train_batches, eval_batches: make the endless stream of batches, and one pass over the held-out examples.
@@ -49,7 +48,6 @@ class Assembly:
 
     networks: Networks
     frozen: dict[str, Params]
-    identities: dict[str, dict[str, str]]
     adapter: Params
     run: dict[str, Any]
     train_batches: Callable[[], grain.DatasetIterator[Batch]]
@@ -89,17 +87,18 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         networks = dataclasses.replace(networks, mert=music.tower.graphdef)
         frozen["mert"] = music.tower.params
 
-    identities = {"mert": music.identity, "llm": llm.identity}
-    folders = {"mert": music.folder, "llm": lasting(config.llm.path)}
-    towers = {name: {"folder": folders[name], "identity": identities[name]} for name in identities}
-    run = describe_run(config, towers["mert"], towers["llm"], describe_data(train, held_out, length))
+    run = describe_run(
+        config,
+        mert={"folder": music.folder, "identity": music.identity},
+        llm={"folder": lasting(config.llm.path), "identity": llm.identity},
+        data=describe_data(train, held_out, length),
+    )
 
     rows = {"length": length, "batch": config.batch_size // jax.process_count()}
     place = {"process": jax.process_index(), "processes": jax.process_count()}
     return Assembly(
         networks=networks,
         frozen=frozen,
-        identities=identities,
         adapter=adapter,
         run=run,
         train_batches=lambda: make_dataset(train, prompt, music.music, **rows, seed=config.seed, **place),

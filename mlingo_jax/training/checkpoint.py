@@ -77,8 +77,8 @@ class Checkpoints:
             pending[1].result()
         except Exception as error:
             # Orbax passes on whatever its threads raised: ValueError for a full disk, among others.
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            reason = os.strerror(int(code[1])) if code else str(error).splitlines()[0]
+            code = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error))
+            reason = os.strerror(int(code[1] or code[2])) if code else f"{error}".partition("\n")[0]
             raise UserError(self._failure(pending[0], reason)) from error
 
     def __enter__(self) -> "Checkpoints":

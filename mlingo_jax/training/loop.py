@@ -119,9 +119,9 @@ class Loop:
         """Fetches a step's metrics, and writes and shows them."""
         fetched = jax.device_get(metrics)
         values = {name: float(fetched[name]) for name in METRICS}
-        if not math.isfinite(values["loss"]):
+        if bad := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
             raise UserError(
-                f"step {step}: the loss is {values['loss']}, so the run stops; its last checkpoint stays. "
+                f"step {step}: {', '.join(bad)}, so the run stops; its last checkpoint stays. "
                 "A lower optim.lr, optim.clip_norm, or float32 towers may help"
             )
         self._progress.show(step, values)
@@ -145,14 +145,14 @@ class Loop:
         self._record.sync()
         optimizer = {"moments": state.moments, "gradient": state.gradient, "weight": state.weight}
         saved = Saved(step, to_host(state.adapter), to_host(optimizer), batches.get_state())
-        self._checkpoints.save(saved, self._assembly.identities)
+        self._checkpoints.save(saved, {name: self._assembly.run[name]["identity"] for name in ("mert", "llm")})
 
 
 def prove_frozen(assembly: Assembly) -> dict[str, str]:
     """The checksums of the towers on the devices; RuntimeError if one is not that of the tower as it was loaded."""
     sums = {name: weights_checksum(params) for name, params in assembly.frozen.items()}
     for name, found in sums.items():
-        expected = assembly.identities[name]["weights"]
+        expected = assembly.run[name]["identity"]["weights"]
         if found != expected:
             raise RuntimeError(f"{name}: the frozen tower has changed: its checksum was {expected}, is {found}")
     return sums

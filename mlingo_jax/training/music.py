@@ -115,7 +115,11 @@ def _complete_cache(config: Config, clips: dict[str, Path]) -> FeatureCache | No
     if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips):
         return None
     made = cache.fingerprint
-    same = (made.window, made.keep_states) == (config.mert.window, config.adapter.learn_states)
+    same = (made.window, made.seconds, made.keep_states) == (
+        config.mert.window,
+        Ear.seconds,
+        config.adapter.learn_states,
+    )
     known = not config.mert.path or _remembered(cache.folder).get("files") == _files(config.mert.path)
     return cache if same and known and made.encoder.get("dtype") == config.mert.dtype else None
 
