@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny import tiny_llama, tiny_mert
 
 from conversion import to_jax, to_pytorch
 from conversion.folders import carry, new_target
 from mlingo_jax.errors import UserError
+from tests.tiny import tiny_llama, tiny_mert
 
 
 @pytest.fixture(scope="module")

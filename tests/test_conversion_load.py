@@ -15,7 +15,6 @@ from flax import nnx
 from huggingface_hub import constants
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from tiny import tiny_llama, tiny_mert
 
 from conversion import to_jax
 from conversion.checkpoints import read_checkpoint
@@ -24,6 +23,7 @@ from conversion.load import load_adapter, load_tower, partition
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
+from tests.tiny import tiny_llama, tiny_mert
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from tiny import LLAMA, MERT, tiny_llama, tiny_mert
 
 from conversion import released, to_jax, to_pytorch
 from conversion.checkpoints import read_checkpoint
@@ -21,6 +20,7 @@ from conversion.tensors import Tensors
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.training.checkpoint import Checkpoints, Saved
+from tests.tiny import LLAMA, MERT, tiny_llama, tiny_mert
 
 torch = pytest.importorskip("torch")
 

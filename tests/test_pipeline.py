@@ -9,7 +9,6 @@ import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import tiny_tokenizer
 
 from mlingo_jax.data.audio import AudioSettings, normalize
 from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
@@ -26,6 +25,7 @@ from mlingo_jax.data.pipeline import (
 )
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
 from mlingo_jax.errors import UserError
+from tests.tiny import tiny_tokenizer
 
 AUDIO = AudioSettings(sample_rate=1000, normalize=True)
 CLIPS = 7

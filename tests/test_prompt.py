@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_tokenizer
 
 from mlingo_jax.data.prompt import STAGE_1, Prompt, PromptSettings, collate, load_tokenizer
 from mlingo_jax.errors import UserError
+from tests.tiny import tiny_tokenizer
 
 TEXTS = st.text(max_size=40)
 
