@@ -6,6 +6,7 @@ step's checkpoint is. So a run that is killed at any moment goes on to the very 
 
 import math
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -109,7 +110,7 @@ class Loop:
     def _begin(self, saved: Saved | None) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
         state, batches = init_state(self._assembly.adapter, self._config), self._assembly.train_batches()
         if saved:
-            rest = saved.optimizer | {"moments": with_moments(state.moments, saved.optimizer["moments"])}
+            rest: dict[str, Any] = saved.optimizer | {"moments": with_moments(state.moments, saved.optimizer["moments"])}
             state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **rest)
             batches.set_state(saved.data)
         return replicate(state, self._mesh), batches

@@ -37,7 +37,7 @@ def adamw(settings: OptimConfig, *, steps: int, accumulate: int) -> optax.Gradie
     Of a run of `steps` micro-steps; its n-th update falls on micro-step (n + 1) * accumulate - 1.
     """
 
-    def rate(update: Int[Array, ""]) -> Float[Array, ""]:
+    def rate(update: Any) -> Float[Array, ""]:
         return learning_rate((update + 1) * accumulate - 1, settings, steps)
 
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
