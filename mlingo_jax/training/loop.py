@@ -110,7 +110,8 @@ class Loop:
     def _begin(self, saved: Saved | None) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
         state, batches = init_state(self._assembly.adapter, self._config), self._assembly.train_batches()
         if saved:
-            rest: dict[str, Any] = saved.optimizer | {"moments": with_moments(state.moments, saved.optimizer["moments"])}
+            moments: Any = with_moments(state.moments, saved.optimizer["moments"])
+            rest = saved.optimizer | {"moments": moments}
             state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **rest)
             batches.set_state(saved.data)
         return replicate(state, self._mesh), batches
