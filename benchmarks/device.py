@@ -4,7 +4,8 @@
     python -m benchmarks.device --size=tiny                                       (anywhere, to see that it runs)
 
 Weights are random, shapes are MERT-v1-330M's and Vicuna v0 7B's. Floors: hearing 2 N operations a frame, an
-adapter-only training step 4 N a token (forward, and the activations' gradient), decoding one reading of the weights a token.
+adapter-only training step 4 N a token (forward, and the activations' gradient), decoding one reading of the weights
+a token.
 """
 
 import argparse
