@@ -21,6 +21,7 @@ from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
 from mlingo_jax.data.hearing import Ear
 from mlingo_jax.data.pipeline import CachedMusic, Example, HeardMusic, Music
 from mlingo_jax.errors import UserError
+from mlingo_jax.training.run import check_run
 
 ENCODER = "encoder.json"
 
@@ -126,6 +127,7 @@ def _complete_cache(config: Config, clips: dict[str, Path]) -> FeatureCache | No
 
 def _hear(config: Config, clips: dict[str, Path], mesh: Mesh) -> tuple[FeatureCache, dict[str, str]]:
     tower = _load_encoder(config, mesh)
+    check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
     audio = AudioSettings.from_folder(tower.folder)
     keep = config.adapter.learn_states
     ear = Ear(tower.graphdef, tower.params, tower.config, audio, window=config.mert.window, keep_states=keep)
