@@ -106,7 +106,7 @@ def fit_adapter(
     The parameters are those given (`load_adapter`'s, read from `source`), or without any drawn from `seed`.
 
     Raises:
-        UserError: the shapes given are not those of this adapter.
+        UserError: the shapes given are not those of this adapter, or a number is not finite.
     """
     graph, state = nnx.split(Adapter(features, tokens, states=states, rngs=nnx.Rngs(seed)), nnx.Param)
     drawn = nnx.to_pure_dict(state)
@@ -118,7 +118,10 @@ def fit_adapter(
             f"{source}: the adapter does not fit: expected {expected} for an encoder of width {features} and a "
             f"language model of width {tokens}, found {found}; name the towers it was trained with"
         )
-    return graph, jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(params)):
+        raise UserError(f"{source}: the adapter holds numbers that are not finite; give another checkpoint")
+    return graph, params
 
 
 def partition(axes: str, shape: Shape, mesh: Mesh | AbstractMesh) -> P:

@@ -237,7 +237,10 @@ def load(
     elif adapter is not None and Path(adapter).is_dir():
         mert, llm = mert or adapter, llm or adapter
     if mert is None or llm is None:
-        raise UserError("mlingo_jax.load: give the encoder (mert) and the language model (llm), or a run as adapter")
+        lacking = " and ".join(name for name, given in (("mert", mert), ("llm", llm)) if given is None)
+        raise UserError(
+            f"{adapter or 'no adapter'}: does not say which towers belong to it; give {lacking}, folder or hub id"
+        )
     encoder = load_tower(mert, kind="mert", dtype=dtype, mesh=mesh)
     language = load_tower(llm, kind="llama", dtype=dtype, mesh=mesh)
     keep_states = params is not None and "state_logits" in params

@@ -29,7 +29,8 @@ DEMO = Path("runs/demo")
 
 def main() -> int:
     arguments = _parser().parse_args()
-    from mlingo_jax.inference.answer_file import AnswerFile
+    from mlingo_jax.data.datasets.lock import alone
+    from mlingo_jax.inference.answer_file import AnswerFile, check_output
     from mlingo_jax.inference.generate import Options
 
     options = Options(
@@ -38,9 +39,14 @@ def main() -> int:
     if arguments.batch_size < 1:
         raise UserError(f"batch_size is {arguments.batch_size}; expected at least 1")
     files = find_audio(arguments.paths)
+    check_output(arguments.output)
     model = _load(arguments)
     asked = {(file, arguments.question) for file in files}
-    with AnswerFile(arguments.output, _settings(model, options, arguments.seed), asked) as output:
+    lock = arguments.output.with_name(f".{arguments.output.name}.lock")
+    with (
+        alone(lock, f"{arguments.output}: another process is writing to it; wait for it, or give another --output"),
+        AnswerFile(arguments.output, _settings(model, options, arguments.seed), asked) as output,
+    ):
         todo = [file for file in files if (file, arguments.question) not in output.done]
         failed = caption(model, todo, arguments.question, options, arguments.seed, arguments.batch_size, output)
     already = f", {len(files) - len(todo)} of them before" if len(todo) < len(files) else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import mlingo_jax
 from mlingo_jax.errors import UserError
@@ -136,7 +137,7 @@ def test_towers_keep_the_dtype_asked_for(towers):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give the encoder"),
+        ({}, "no adapter: does not say which towers belong to it; give mert and llm"),
         ({"mert": "nowhere", "llm": "nowhere"}, "nowhere"),
     ],
 )
@@ -151,6 +152,13 @@ def test_an_adapter_of_another_width_is_refused(towers, tmp_path):
     torch.save({"model": {"llama_proj.weight": torch.zeros(32, 23), "llama_proj.bias": torch.zeros(32)}}, path)
     with pytest.raises(UserError, match=r"adapter\.pth: the adapter does not fit.*width 24"):
         mlingo_jax.load(mert=towers[0], llm=towers[1], adapter=path)
+
+
+def test_an_adapter_that_is_not_finite_is_refused(towers, tmp_path):
+    weights = {"llama_proj.weight": np.full((32, 24), np.nan, np.float32), "llama_proj.bias": np.zeros(32, np.float32)}
+    save_file(weights, tmp_path / "adapter.safetensors")
+    with pytest.raises(UserError, match=r"adapter\.safetensors: the adapter holds numbers that are not finite"):
+        mlingo_jax.load(mert=towers[0], llm=towers[1], adapter=tmp_path / "adapter.safetensors")
 
 
 def test_lists_of_different_lengths_are_refused(model, clips):

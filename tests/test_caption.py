@@ -110,7 +110,8 @@ def test_a_command_that_is_killed_goes_on_where_it_was(model, music, whole, tmp_
         file.write(b'{"file": "cut off in the mid')
     assert run(monkeypatch, music, *model, "--output", output) == 1
     assert sorted(output.read_bytes().splitlines()) == sorted(whole.splitlines())
-    assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "out.jsonl.settings.json"}
+    names = {"out.jsonl", "out.jsonl.settings.json", ".out.jsonl.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_nothing_is_answered_twice_and_errors_are_tried_again(model, music, tmp_path, monkeypatch, capsys):

@@ -27,8 +27,8 @@ class AnswerFile:
     def __init__(self, path: Path, settings: Mapping[str, Any], asked: set[Key]):
         self.path = path
         self.done: set[Key] = set()
+        check_output(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and path.stat().st_size:
                 self._require_settings(settings)
                 self._keep_answers(asked)
@@ -56,9 +56,9 @@ class AnswerFile:
         return self.path.with_name(f"{self.path.name}.settings.json")
 
     def _cannot_write(self, error: OSError) -> UserError:
+        kept = f"; the {len(self.done)} answers in it are kept" if self.done else ""
         return UserError(
-            f"{self.path}: cannot be written ({error.strerror}); the answers so far are kept, and the same command "
-            "goes on from there"
+            f"{self.path}: cannot be written ({error.strerror}){kept}; the same command goes on from there"
         )
 
     def _require_settings(self, settings: Mapping[str, Any]) -> None:
@@ -106,6 +106,18 @@ class AnswerFile:
             raise UserError(
                 f'{self.path}:{number}: not an answer ({{"file", "question", ...}}); give another --output'
             ) from error
+
+
+def check_output(path: Path) -> None:
+    """Raises a `UserError` if the file cannot be one to write to; makes its folder."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file for the answers in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be made ({error.strerror}); give another place") from error
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path}: cannot be written (no permission); give another place")
 
 
 def _encode(line: Mapping[str, Any]) -> bytes:
