@@ -6,11 +6,9 @@ whose clips have all been heard does not load the encoder at all.
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from jax.sharding import Mesh
 
 from configs.base import Config
@@ -19,7 +17,8 @@ from conversion.load import Tower, load_tower
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
 from mlingo_jax.data.hearing import Ear
-from mlingo_jax.data.pipeline import CachedMusic, Example, HeardMusic, Music
+from mlingo_jax.data.pipeline import CachedMusic, Examples, HeardMusic, Music
+from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.errors import UserError
 
 ENCODER = "encoder.json"
@@ -47,7 +46,8 @@ class RunMusic:
 
 def cache_folder(config: Config) -> Path:
     """Where the run's feature cache is, or will be."""
-    return Path(config.data.features or Path(config.workdir) / "features")
+    beside = config.data.data_dir if config.data.datasets else config.workdir
+    return Path(config.data.features or Path(beside) / "features")
 
 
 def heard_clips(config: Config) -> FeatureCache | tuple[()]:
@@ -57,7 +57,7 @@ def heard_clips(config: Config) -> FeatureCache | tuple[()]:
     return FeatureCache(folder) if used else ()
 
 
-def open_music(config: Config, examples: Sequence[Example], mesh: Mesh) -> RunMusic:
+def open_music(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
     """The music of all the examples' clips; hears those that have not been heard yet, unless that is the steps' work.
 
     Raises:
@@ -66,14 +66,10 @@ def open_music(config: Config, examples: Sequence[Example], mesh: Mesh) -> RunMu
     return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, examples, mesh)
 
 
-def mean_seconds(examples: Sequence[Example], *, most: float, sample: int = 100) -> float | None:
+def mean_seconds(examples: Examples, *, most: float, sample: int = 100) -> float | None:
     """The clips' mean duration (`most` each at most), from some files' headers; None if there are no files any more."""
-    durations = []
-    for example in examples[:: max(len(examples) // sample, 1)]:
-        try:
-            durations.append(min(soundfile.info(example.audio).duration, most))
-        except (soundfile.SoundFileError, OSError):
-            continue
+    places = range(0, len(examples), max(len(examples) // sample, 1))
+    durations = [min(d, most) for i in places if (d := duration(examples[i].audio)) is not None]
     return sum(durations) / len(durations) if durations else None
 
 
@@ -96,20 +92,19 @@ def _heard_in_step(config: Config, mesh: Mesh) -> RunMusic:
     return RunMusic(music, tower.config.width, states, tower.identity, lasting(config.mert.path), tower, {})
 
 
-def _heard_before(config: Config, examples: Sequence[Example], mesh: Mesh) -> RunMusic:
+def _heard_before(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
     folder = cache_folder(config)
-    clips = {example.clip: example.audio for example in examples}
+    clips = {e.clip: e.audio for e in (examples[i] for i in range(len(examples)))}
     cache, unheard = _complete_cache(config, clips), {}
     if cache is None:
         cache, unheard = _hear(config, clips, mesh)
-        examples = [example for example in examples if example.clip not in unheard]
-    music = CachedMusic(cache, examples)
+    music = CachedMusic(cache, clips.keys() - unheard.keys())
     states = music.shape[0] if config.adapter.learn_states else None
     path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
     return RunMusic(music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unheard)
 
 
-def _complete_cache(config: Config, clips: dict[str, Path]) -> FeatureCache | None:
+def _complete_cache(config: Config, clips: dict[str, Audio]) -> FeatureCache | None:
     """The cache, if all clips are in it and it is of this run's kind, as far as that is seen without the encoder."""
     cache = heard_clips(config)
     if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips):
@@ -124,7 +119,7 @@ def _complete_cache(config: Config, clips: dict[str, Path]) -> FeatureCache | No
     return cache if same and known and made.encoder.get("dtype") == config.mert.dtype else None
 
 
-def _hear(config: Config, clips: dict[str, Path], mesh: Mesh) -> tuple[FeatureCache, dict[str, str]]:
+def _hear(config: Config, clips: dict[str, Audio], mesh: Mesh) -> tuple[FeatureCache, dict[str, str]]:
     tower = _load_encoder(config, mesh)
     audio = AudioSettings.from_folder(tower.folder)
     keep = config.adapter.learn_states
