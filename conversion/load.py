@@ -19,6 +19,7 @@ from conversion.folders import find
 from conversion.keymap import Parameter, Shape, parameters
 from conversion.towers import OpenTower, TowerName, open_tower
 from mlingo_jax.errors import UserError
+from mlingo_jax.models.adapter import Adapter
 
 # The mesh axis that splits a parameter's axis: heads, inner width and vocabulary over `tensor`, width over `fsdp`.
 MESH_AXES = {"N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor", "D": "fsdp"}
@@ -89,6 +90,35 @@ def load_adapter(source: str | Path) -> dict[str, Any]:
     for name, tensor in open_adapter(find(source)).items():
         _insert(params, tuple(name.split(".")), tensor.read().astype(np.float32))
     return params
+
+
+def fit_adapter(
+    params: dict[str, Any] | None,
+    *,
+    features: int,
+    tokens: int,
+    states: int | None,
+    seed: int = 0,
+    source: str | Path = "",
+) -> tuple[nnx.GraphDef[Adapter], dict[str, Any]]:
+    """The adapter from an encoder of width `features` to a language model of width `tokens`: graphdef and parameters.
+
+    The parameters are those given (`load_adapter`'s, read from `source`), or without any drawn from `seed`.
+
+    Raises:
+        UserError: the shapes given are not those of this adapter.
+    """
+    graph, state = nnx.split(Adapter(features, tokens, states=states, rngs=nnx.Rngs(seed)), nnx.Param)
+    drawn = nnx.to_pure_dict(state)
+    if params is None:
+        return graph, drawn
+    expected, found = jax.tree.map(jnp.shape, drawn), jax.tree.map(jnp.shape, params)
+    if expected != found:
+        raise UserError(
+            f"{source}: the adapter does not fit: expected {expected} for an encoder of width {features} and a "
+            f"language model of width {tokens}, found {found}; name the towers it was trained with"
+        )
+    return graph, jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
 
 
 def partition(axes: str, shape: Shape, mesh: Mesh | AbstractMesh) -> P:

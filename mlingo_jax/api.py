@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from conversion.load import Tower, load_adapter, load_tower
+from conversion.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
 from mlingo_jax.data.hearing import Ear
 from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, load_tokenizer
@@ -29,10 +29,9 @@ from mlingo_jax.inference.generate import Answer, Options
 from mlingo_jax.inference.sampling import row_keys
 from mlingo_jax.inference.stopping import StopRule, read_eos, stop_rule
 from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import Llama, LlamaConfig
-from mlingo_jax.models.mert import MertConfig
+from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import embed_rows, token_log_probs
-from mlingo_jax.training.checkpoint import is_run, load_run_adapter
+from mlingo_jax.training.checkpoint import is_run, read_run
 
 Clip = str | Path | tuple[np.ndarray, int]
 
@@ -221,24 +220,26 @@ def load(
     Raises:
         UserError: a folder, file or weight is missing or broken, or the three do not fit one another.
     """
-    run: dict[str, Any] = {}
+    params = None if adapter is None else load_adapter(adapter)
     if adapter is not None and is_run(adapter):
-        params, run = load_run_adapter(adapter)
+        run = read_run(adapter)
         mert, llm = mert or run["mert"]["folder"], llm or run["llm"]["folder"]
         prompt = prompt or PromptSettings.from_json(run["prompt"])
         window = window or run["window"]
-    elif adapter is not None:
-        params = load_adapter(adapter)
-        if Path(adapter).is_dir():
-            mert, llm = mert or adapter, llm or adapter
-    else:
-        params = None
+    elif adapter is not None and Path(adapter).is_dir():
+        mert, llm = mert or adapter, llm or adapter
     if mert is None or llm is None:
         raise UserError("mlingo_jax.load: give the encoder (mert) and the language model (llm), or a run as adapter")
     encoder = load_tower(mert, kind="mert", dtype=dtype, mesh=mesh)
     language = load_tower(llm, kind="llama", dtype=dtype, mesh=mesh)
     keep_states = params is not None and "state_logits" in params
-    graph, params = _adapter(encoder.config, language.config, params, str(adapter))
+    graph, params = fit_adapter(
+        params,
+        features=encoder.config.width,
+        tokens=language.config.width,
+        states=encoder.config.states if keep_states else None,
+        source=adapter or "",
+    )
     ear = Ear(
         encoder.graphdef,
         encoder.params,
@@ -249,23 +250,6 @@ def load(
     )
     tokens = Prompt(load_tokenizer(language.folder), prompt or PromptSettings())
     return MusiLingo(ear, language, graph, params, tokens, mesh)
-
-
-def _adapter(encoder: MertConfig, llm: LlamaConfig, params: Any, source: str) -> tuple[nnx.GraphDef[Adapter], Any]:
-    """The adapter between two towers; random weights (seed 0) if there are none."""
-    states = encoder.states if params is not None and "state_logits" in params else None
-    made = Adapter(encoder.width, llm.width, states=states, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(made, nnx.Param)
-    random = nnx.to_pure_dict(state)
-    if params is None:
-        return graph, random
-    expected, found = jax.tree.map(jnp.shape, random), jax.tree.map(jnp.shape, params)
-    if expected != found:
-        raise UserError(
-            f"{source}: the adapter does not fit: expected {expected} for an encoder of width {encoder.width} and a "
-            f"language model of width {llm.width}, found {found}; give the towers it was trained with"
-        )
-    return graph, jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
 
 
 def _one_each(clips: Sequence[Clip], texts: str | Sequence[str], name: str) -> list[str]:

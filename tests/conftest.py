@@ -1,6 +1,10 @@
 """Fixtures that several rooms' tests share."""
 
+import os
 from pathlib import Path
+
+# Half of the suite's time would go into optimising programs that run once. Subprocesses inherit it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pytest
 from hypothesis import settings

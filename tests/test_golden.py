@@ -9,14 +9,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
 import mlingo_jax
+from configs.base import OptimConfig
 from mlingo_jax.data.prompt import STAGE_1, PromptSettings, collate
 from mlingo_jax.inference.generate import Options
 from mlingo_jax.models.musilingo import answer_loss
+from mlingo_jax.training.optim import adamw
 
 TOLERANCE = 1e-4
 
@@ -118,7 +119,7 @@ def example_loss(model, folder, example):
     """The loss as a function of the adapter's parameters."""
     features = model.encode([clip(folder, example["clip"])])[0]
     row = model.prompt.row(example["question"], example["answer"], len(features))
-    batch = collate([row], 64, 1)
+    batch = jax.tree.map(jnp.asarray, collate([row], 64, 1))
     llm = nnx.merge(model.llm.graphdef, nnx.State(model.llm.params))
 
     def loss(adapter):
@@ -139,8 +140,8 @@ def test_gradients_are_the_original_ones(folder, model, expected, arrays, number
 def test_three_adamw_steps(folder, model, expected, arrays):
     steps = expected["three_adamw_steps"]
     loss = jax.jit(jax.value_and_grad(example_loss(model, folder, expected["examples"][0])))
-    decays = jax.tree.map(lambda p: p.ndim > 1, model.adapter)
-    optimiser = optax.adamw(steps["lr"], weight_decay=0.05, mask=decays)
+    rate = steps["lr"]
+    optimiser = adamw(OptimConfig(lr=rate, min_lr=rate, warmup_steps=0, weight_decay=0.05), steps=3, accumulate=1)
     adapter, losses = model.adapter, []
     state = optimiser.init(adapter)
     for _ in range(3):

@@ -30,7 +30,7 @@ def losses(mesh):
         llm = load_tower(FOLDER, kind="llama", dtype="float32", mesh=mesh)
         graph, adapter = new_adapter()
         step = compile_train_step(Networks(graph, llm.graphdef, None, False), config(), mesh)
-        state, found = replicate(init_state(adapter), mesh), []
+        state, found = replicate(init_state(adapter, config()), mesh), []
         for number in range(3):
             state, metrics = step(state, {"llm": llm.params}, put_batch(make_batch(number, rows=8), mesh))
             found.append(float(metrics["loss"]))

@@ -16,7 +16,7 @@ from configs.base import Config
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama, LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
-from mlingo_jax.training.optim import learning_rate
+from mlingo_jax.training.optim import learning_rate, named_moments
 from mlingo_jax.training.sharding import replicate
 from mlingo_jax.training.step import Networks, TrainState, compile_eval_step, compile_train_step, init_state
 from tests.tiny import LLAMA, MERT, tiny_llama
@@ -73,7 +73,7 @@ def networks_of(llm: Any, mert: Any = None, states: int | None = None) -> Networ
 
 
 def first_state(mesh: Any, states: int | None = None) -> TrainState:
-    return replicate(init_state(new_adapter(states)[1]), mesh)
+    return replicate(init_state(new_adapter(states)[1], config()), mesh)
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +175,10 @@ def test_one_compile_and_only_the_adapter_changes(step, llm, mesh):
     assert step._cache_size() == 1
     assert first.adapter["projection"]["kernel"].is_deleted()
     jax.tree.map(np.testing.assert_array_equal, frozen, before)
-    assert int(state.moments["count"]) == int(state.step) == 5
-    assert np.any(state.moments["mu"]["projection"]["kernel"])
-    assert np.any(state.moments["nu"]["projection"]["bias"])
+    moments = named_moments(state.moments)
+    assert {int(n) for name, n in moments.items() if name.endswith("count")} == {int(state.step)} == {5}
+    assert np.any(moments["1.0.mu.projection.kernel"])
+    assert np.any(moments["1.0.nu.projection.bias"])
     moved = np.linalg.norm(state.adapter["projection"]["kernel"] - kernel)
     assert 0 < float(metrics["update_norm"]) < moved
     assert state.adapter["projection"]["kernel"].dtype == jnp.float32
@@ -231,4 +232,4 @@ def test_audio_heard_in_the_step_gives_what_features_heard_before_give(llm, mesh
         return
     state, metrics = compile_train_step(networks_of(llm, graph, states), settings, mesh)(state, frozen, heard)
     assert float(metrics["loss"]) == pytest.approx(float(expected[0] / expected[1]), rel=1e-5)
-    assert np.all(state.moments["mu"]["state_logits"] != 0)
+    assert np.all(named_moments(state.moments)["1.0.mu.state_logits"] != 0)

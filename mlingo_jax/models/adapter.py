@@ -15,7 +15,7 @@ class Adapter(nnx.Module):
     """MusiLingo's `llama_proj`: features [B, M, D] -> music tokens [B, M, E], in float32.
 
     With `states` set, the features keep the encoder's hidden states, [B, S, M, D], and a learned softmax weight for
-    each is trained along (the "weighted average" of the paper's section 3.1); the weights start equal, that is at the mean.
+    each is trained along (the "weighted average" of the paper's section 3.1); the weights start equal: at the mean.
     Pooling over time comes before the map: a mean commutes with it.
     """
 

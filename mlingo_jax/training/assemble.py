@@ -7,12 +7,11 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
 from configs.base import Config
-from conversion.load import Tower, load_adapter, load_tower
+from conversion.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.data.mixture import Mixture
 from mlingo_jax.data.pipeline import (
     Batch,
@@ -25,7 +24,6 @@ from mlingo_jax.data.pipeline import (
 from mlingo_jax.data.prompt import Prompt, load_tokenizer
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.training.checkpoint import is_run, load_run_adapter
 from mlingo_jax.training.examples import read_examples
 from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, open_music
 from mlingo_jax.training.optim import Params
@@ -135,24 +133,15 @@ def overview(assembly: Assembly) -> list[str]:
 
 def _make_adapter(config: Config, music: RunMusic, llm: Tower) -> tuple[nnx.GraphDef[Adapter], Params]:
     """The adapter's static half and its first parameters: drawn from the seed, or those of `config.adapter.start`."""
-    width = llm.config.width
-    made = Adapter(music.width, width, states=music.states, rngs=nnx.Rngs(config.seed))
-    graph, state, rest = nnx.split(made, nnx.Param, ...)
-    # Trained and frozen parameters partition the network: what is neither would be silently left out of both.
-    if jax.tree.leaves(rest):
-        raise AssertionError(f"the adapter has variables that are no parameters: {rest}")
-    drawn = nnx.to_pure_dict(state)
-    if not config.adapter.start:
-        return graph, drawn
     start = config.adapter.start
-    params = load_run_adapter(start)[0] if is_run(start) else load_adapter(start)
-    expected, found = jax.tree.map(jnp.shape, drawn), jax.tree.map(jnp.shape, params)
-    if expected != found:
-        raise UserError(
-            f"{start}: the adapter does not fit: expected {expected} for an encoder of width {music.width} and a "
-            f"language model of width {width}, found {found}; change config.adapter.start"
-        )
-    return graph, jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    return fit_adapter(
+        load_adapter(start) if start else None,
+        features=music.width,
+        tokens=llm.config.width,
+        states=music.states,
+        seed=config.seed,
+        source=start,
+    )
 
 
 def _notes(train: Examples, held_out: Examples, cut: int, mean: float, length: int, music: RunMusic) -> list[str]:

@@ -6,6 +6,7 @@ step's checkpoint is. So a run that is killed at any moment goes on to the very 
 
 import math
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -18,6 +19,7 @@ from mlingo_jax.data.pipeline import Batch
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.assemble import Assembly, assemble, overview
 from mlingo_jax.training.checkpoint import Checkpoints, Saved, restore, to_host
+from mlingo_jax.training.optim import named_moments, with_moments
 from mlingo_jax.training.plot import plot_losses
 from mlingo_jax.training.progress import Progress
 from mlingo_jax.training.record import Record
@@ -106,9 +108,11 @@ class Loop:
         self._checkpoints.wait()
 
     def _begin(self, saved: Saved | None) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
-        state, batches = init_state(self._assembly.adapter), self._assembly.train_batches()
+        state, batches = init_state(self._assembly.adapter, self._config), self._assembly.train_batches()
         if saved:
-            state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **saved.optimizer)
+            moments: Any = with_moments(state.moments, saved.optimizer["moments"])
+            rest = saved.optimizer | {"moments": moments}
+            state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **rest)
             batches.set_state(saved.data)
         return replicate(state, self._mesh), batches
 
@@ -143,7 +147,7 @@ class Loop:
 
     def _save(self, step: int, state: TrainState, batches: grain.DatasetIterator[Batch]) -> None:
         self._record.sync()
-        optimizer = {"moments": state.moments, "gradient": state.gradient, "weight": state.weight}
+        optimizer = {"moments": named_moments(state.moments), "gradient": state.gradient, "weight": state.weight}
         saved = Saved(step, to_host(state.adapter), to_host(optimizer), batches.get_state())
         self._checkpoints.save(saved, {name: self._assembly.run[name]["identity"] for name in ("mert", "llm")})
 

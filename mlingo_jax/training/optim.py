@@ -1,9 +1,6 @@
-"""AdamW on the adapter, and the original's learning-rate curve.
+"""AdamW on the adapter, and the original's learning-rate curve."""
 
-The moments are a plain dict {"count", "mu", "nu"} in float32: a checkpoint does not depend on a library's types.
-"""
-
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,31 +31,30 @@ def learning_rate(step: Int[Array, ""] | int, settings: OptimConfig, steps: int)
     return jnp.where(step < settings.warmup_steps, warm, cosine).astype(jnp.float32)
 
 
-def adamw(rate: Float[Array, ""] | float, settings: OptimConfig | None = None) -> optax.GradientTransformation:
-    """AdamW at one learning rate, as in torch.optim.AdamW: weight decay is decoupled and scaled by the rate.
+def adamw(settings: OptimConfig, *, steps: int, accumulate: int) -> optax.GradientTransformation:
+    """AdamW with the learning rate of `learning_rate`, its gradient clipped first if the settings say so.
 
-    Its state is the moments, {"count", "mu", "nu"}; `update` gives what is to be added to the parameters.
+    Of a run of `steps` micro-steps; its n-th update falls on micro-step (n + 1) * accumulate - 1.
     """
-    settings = settings or OptimConfig()
-    beta1, beta2 = settings.beta1, settings.beta2
 
-    def init(params: Any) -> Any:
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-        return {"count": jnp.zeros((), jnp.int32), "mu": zeros, "nu": jax.tree.map(jnp.copy, zeros)}
+    def rate(update: Any) -> Float[Array, ""]:
+        return learning_rate((update + 1) * accumulate - 1, settings, steps)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        count = state["count"] + 1
-        mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state["mu"], updates)
-        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["nu"], updates)
-        scale1, scale2 = _bias_correction(beta1, count), _bias_correction(beta2, count)
+    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
+    adamw = optax.adamw(
+        rate, settings.beta1, settings.beta2, settings.eps, weight_decay=settings.weight_decay, mask=decay_mask
+    )
+    return optax.chain(clip, adamw)
 
-        def change(m: Array, v: Array, p: Array, decays: bool) -> Array:
-            direction = m / scale1 / (jnp.sqrt(v / scale2) + settings.eps)
-            return -rate * (direction + settings.weight_decay * p if decays else direction)
 
-        return jax.tree.map(change, mu, nu, params, decay_mask(params)), {"count": count, "mu": mu, "nu": nu}
+def named_moments(state: optax.OptState) -> dict[str, Array]:
+    """The optimiser's arrays by their paths: a checkpoint does not depend on a library's types."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
-    return optax.GradientTransformation(init, update)
+
+def with_moments(state: optax.OptState, named: Mapping[str, Any]) -> optax.OptState:
+    """A state of this structure with the arrays of `named_moments`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: named[_name(path)], state)
 
 
 def decay_mask(params: Params) -> Params:
@@ -66,14 +62,5 @@ def decay_mask(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim >= 2 and path[-1].key != "bias", params)
 
 
-def clip(gradient: Params, norm: Float[Array, ""], limit: float) -> Params:
-    """The gradient scaled down to norm `limit` if its norm is larger; limit 0: as it is."""
-    if not limit:
-        return gradient
-    scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12))
-    return jax.tree.map(lambda g: g * scale, gradient)
-
-
-def _bias_correction(beta: float, count: Int[Array, ""]) -> Float[Array, ""] | float:
-    # 1 - beta**count would lose four digits to cancellation: in float32, 1 - 0.999 is off by 5e-5 of itself.
-    return -jnp.expm1(count * math.log(beta)) if beta else 1.0
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -21,7 +21,7 @@ from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.mert import Mert
 from mlingo_jax.models.musilingo import answer_loss
-from mlingo_jax.training.optim import Params, adamw, clip, learning_rate
+from mlingo_jax.training.optim import Params, adamw, learning_rate
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -36,14 +36,14 @@ class TrainState:
 
     step: micro-steps done, int32 [].
     adapter: the trained parameters, float32.
-    moments: AdamW's (training/optim.py).
+    moments: AdamW's, as optax keeps them.
     gradient: the loss sum's gradient, summed over the micro-steps since the last update.
     weight: the number of answer tokens in it, float32 [].
     """
 
     step: Any
     adapter: Params
-    moments: Any
+    moments: optax.OptState
     gradient: Params
     weight: Any
 
@@ -61,12 +61,17 @@ class Networks:
     keep_states: bool
 
 
-def init_state(adapter: Params) -> TrainState:
+def optimiser(config: Config) -> optax.GradientTransformation:
+    """A run's optimiser."""
+    return adamw(config.optim, steps=config.steps, accumulate=config.accumulate)
+
+
+def init_state(adapter: Params, config: Config) -> TrainState:
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         adapter=adapter,
-        moments=adamw(0.0).init(adapter),
+        moments=optimiser(config).init(adapter),
         gradient=jax.tree.map(jnp.zeros_like, adapter),
         weight=jnp.zeros((), jnp.float32),
     )
@@ -115,8 +120,7 @@ def train_step(
     gathered = dataclasses.replace(state, step=state.step + 1, gradient=gradient, weight=weight)
 
     def update(state: TrainState) -> tuple[TrainState, Array]:
-        clipped = clip(mean, norm, config.optim.clip_norm)
-        change, moments = adamw(rate, config.optim).update(clipped, state.moments, state.adapter)
+        change, moments = optimiser(config).update(mean, state.moments, state.adapter)
         updated = TrainState(
             step=state.step,
             adapter=jax.tree.map(jnp.add, state.adapter, change),
