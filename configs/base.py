@@ -130,6 +130,7 @@ class Config:
 
     workdir: str = setting("runs/base", "folder of the run; one that holds a run is taken up again", free=True)
     seed: int = setting(42, "of everything that is random: adapter, order of the examples, crops", least=0)
+    dry_run: bool = setting(False, "show the settings, the data and the first batch, and stop", free=True)
     steps: int = setting(30_000, "micro-batches in the whole run", least=1)
     batch_size: int = setting(2, "examples in a micro-batch, over all devices", least=1)
     accumulate: int = setting(16, "micro-batches whose gradients make one update", least=1)

@@ -151,8 +151,18 @@ class HeardMusic:
         return round(self.seconds * self.audio.sample_rate)
 
 
-Music = CachedMusic | HeardMusic
-"""Where rows get their music from."""
+@runtime_checkable
+class Music(Protocol):
+    """Where rows get their music from."""
+
+    def most_tokens(self, example: Example) -> int:
+        """The most music tokens that the example's row can have."""
+        ...
+
+    def load(self, example: Example | None, rng: np.random.Generator | None) -> tuple[int, Batch]:
+        """The number of music tokens and the music's fields of one row; without an example, of an empty row."""
+        ...
+
 
 Stream = Any  # A grain.MapDataset: its type parameter changes along the way.
 
