@@ -6,6 +6,7 @@ whose clips have all been heard does not load the encoder at all.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,32 @@ def open_music(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
     return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, examples, mesh)
 
 
+def hear_clips(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> tuple[FeatureCache, dict[str, str]]:
+    """The run's cache with all clips that can be heard, and why the others cannot.
+
+    Raises:
+        UserError: see `mlingo_jax.data.features.hear`; the message names what sets a cache of another kind apart.
+    """
+    tower = _load_encoder(config, mesh)
+    audio = AudioSettings.from_folder(tower.folder)
+    keep = config.adapter.learn_states
+    ear = Ear(tower.graphdef, tower.params, tower.config, audio, window=config.mert.window, keep_states=keep)
+    fingerprint = Fingerprint.of(tower.identity, audio, window=ear.window, seconds=ear.seconds, keep_states=keep)
+    cache, unheard = hear(
+        clips,
+        ear,
+        cache_folder(config),
+        fingerprint,
+        minimum=tower.config.receptive_field,
+        max_bad_fraction=config.data.max_unheard,
+    )
+    memory = {"path": lasting(config.mert.path), "files": _files(config.mert.path)}
+    temporary = cache.folder / f".{ENCODER}.partial"
+    temporary.write_text(json.dumps(memory, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(cache.folder / ENCODER)
+    return cache, unheard
+
+
 def mean_seconds(examples: Examples, *, most: float, sample: int = 100) -> float | None:
     """The clips' mean duration (`most` each at most), from some files' headers; None if there are no files any more."""
     places = range(0, len(examples), max(len(examples) // sample, 1))
@@ -97,7 +124,7 @@ def _heard_before(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
     clips = {e.clip: e.audio for e in (examples[i] for i in range(len(examples)))}
     cache, unheard = _complete_cache(config, clips), {}
     if cache is None:
-        cache, unheard = _hear(config, clips, mesh)
+        cache, unheard = hear_clips(config, clips, mesh)
     music = CachedMusic(cache, clips.keys() - unheard.keys())
     states = music.shape[0] if config.adapter.learn_states else None
     path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
@@ -117,27 +144,6 @@ def _complete_cache(config: Config, clips: dict[str, Audio]) -> FeatureCache | N
     )
     known = not config.mert.path or _remembered(cache.folder).get("files") == _files(config.mert.path)
     return cache if same and known and made.encoder.get("dtype") == config.mert.dtype else None
-
-
-def _hear(config: Config, clips: dict[str, Audio], mesh: Mesh) -> tuple[FeatureCache, dict[str, str]]:
-    tower = _load_encoder(config, mesh)
-    audio = AudioSettings.from_folder(tower.folder)
-    keep = config.adapter.learn_states
-    ear = Ear(tower.graphdef, tower.params, tower.config, audio, window=config.mert.window, keep_states=keep)
-    fingerprint = Fingerprint.of(tower.identity, audio, window=ear.window, seconds=ear.seconds, keep_states=keep)
-    cache, unheard = hear(
-        clips,
-        ear,
-        cache_folder(config),
-        fingerprint,
-        minimum=tower.config.receptive_field,
-        max_bad_fraction=config.data.max_unheard,
-    )
-    memory = {"path": lasting(config.mert.path), "files": _files(config.mert.path)}
-    temporary = cache.folder / f".{ENCODER}.partial"
-    temporary.write_text(json.dumps(memory, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(cache.folder / ENCODER)
-    return cache, unheard
 
 
 def _load_encoder(config: Config, mesh: Mesh) -> Tower:
