@@ -76,6 +76,7 @@ class DataConfig:
     eval_most: int = setting(0, "examples to evaluate on at most; 0: all that are held out", least=0)
     eval_share: float = setting(0.05, "clips held out where the manifest names no split", least=0, most=0.5)
     length: int = setting(0, "tokens in a row, music and padding included; 0: as the longest example needs", least=0)
+    packed: bool = setting(False, "several examples in a row; batch_size then counts rows; not with hear_in_step")
     hear_in_step: bool = setting(False, "hear the audio in every step instead of once into a feature cache")
     crop_seconds: float = setting(30.5, "with hear_in_step: random crop of longer clips, in seconds", least=1)
     max_unheard: float = setting(0.0, "share of clips that may fail; they are left out", least=0, most=1, free=True)

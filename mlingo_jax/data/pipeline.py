@@ -18,6 +18,7 @@ from jaxtyping import Int32
 
 from mlingo_jax.data.audio import AudioSettings, crop, normalize
 from mlingo_jax.data.features import FeatureCache
+from mlingo_jax.data.packing import Packing, join
 from mlingo_jax.data.prompt import Prompt, Row, collate
 from mlingo_jax.data.stored import Audio, read_clip
 from mlingo_jax.errors import UserError
@@ -230,6 +231,7 @@ def make_dataset(
     parts: Sequence[range] = (),
     weights: Sequence[float] = (),
     apart: bool = False,
+    packing: Packing | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """An endless stream of batches of `batch` rows for this process; its state can be saved and set again at any batch.
 
@@ -238,8 +240,13 @@ def make_dataset(
 
     The examples may be a mixture: `parts` says which places belong together, `weights` how often each part is drawn
     from; each has epochs of its own. Every batch has rows of all parts, or, with `apart`, of one.
+
+    With `packing`, rows hold several examples, `parts` is the packing's, and `example` is [B, E], filled up with -1.
     """
-    rows = _Rows(examples, prompt, music, length)
+    if packing is None:
+        rows, parts = _Rows(examples, prompt, music, length), parts or [range(len(examples))]
+    else:
+        rows, parts = _PackedRows(examples, prompt, music, length, packing), packing.parts
 
     def load(stream: Stream) -> Stream:
         return stream.random_map(rows.load, seed=seed)
@@ -247,9 +254,7 @@ def make_dataset(
     def deal(stream: Stream) -> Stream:
         return stream[process::processes].batch(batch, drop_remainder=True, batch_fn=rows.collate)
 
-    streams = [
-        grain.MapDataset.range(part.start, part.stop).shuffle(seed).repeat() for part in parts or [range(len(examples))]
-    ]
+    streams = [grain.MapDataset.range(part.start, part.stop).shuffle(seed).repeat() for part in parts]
     weights = weights or [1.0] * len(streams)
     if apart:
         batches = grain.MapDataset.mix([deal(load(stream)) for stream in streams], weights)
@@ -300,6 +305,35 @@ class _Rows:
         music = {name: np.stack([fields[name] for *_, fields in loaded]) for name in loaded[0][2]}
         example = np.array([place for place, *_ in loaded], np.int32)
         return {**collate(rows, self.length, len(loaded)), **music, "example": example}
+
+
+@dataclasses.dataclass(frozen=True)
+class _PackedRows:
+    """The same for rows of several examples, whose music is cached."""
+
+    examples: Examples
+    prompt: Prompt
+    music: Music
+    length: int
+    packing: Packing
+
+    def load(self, number: int, rng: np.random.Generator) -> tuple[Row, np.ndarray, np.ndarray]:
+        rows, features = [], []
+        example = np.full(self.packing.examples, -1, np.int32)
+        places = self.packing[number]
+        example[: len(places)] = places
+        for one in map(self.examples.__getitem__, places):
+            tokens, fields = self.music.load(one, rng)
+            rows.append(self.prompt.row(one.question, one.answer, tokens))
+            features.append(fields["music"][..., :tokens, :])
+        heard = np.concatenate(features, axis=-2)
+        music = np.zeros((*heard.shape[:-2], self.packing.music, heard.shape[-1]), np.float32)
+        music[..., : heard.shape[-2], :] = heard
+        return join(rows), music, example
+
+    def collate(self, loaded: Sequence[tuple[Row, np.ndarray, np.ndarray]]) -> Batch:
+        rows, music, example = zip(*loaded, strict=True)
+        return {**collate(rows, self.length, len(rows)), "music": np.stack(music), "example": np.stack(example)}
 
 
 def _parse_line(line: bytes, where: str, folder: Path) -> Example:

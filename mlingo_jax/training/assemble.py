@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from configs.base import Config
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.data.mixture import Mixture
+from mlingo_jax.data.packing import pack
 from mlingo_jax.data.pipeline import (
     Batch,
     Examples,
@@ -31,6 +32,9 @@ from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
 from mlingo_jax.training.sharding import check_batch
 from mlingo_jax.training.step import Networks
 
+# Tokens in a row of several examples, unless one is longer or the config says.
+PACKED_LENGTH = 512
+
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
@@ -41,6 +45,7 @@ class Assembly:
     run: the contents of run.json.
     train_batches, eval_batches: make the endless stream of batches, and one pass over the held-out examples.
     seconds: of audio in an example, on average; None if the audio is not there any more.
+    row_examples: examples in a row, on average.
     notes: what the user should know of the data, a line each.
     """
 
@@ -51,6 +56,7 @@ class Assembly:
     train_batches: Callable[[], grain.DatasetIterator[Batch]]
     eval_batches: Callable[[], Iterator[Batch]]
     seconds: float | None
+    row_examples: float
     notes: list[str]
 
 
@@ -67,6 +73,11 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
     ):
         if not value:
             raise UserError(f"config.{name} is empty: name {meaning}, with --config.{name}=…")
+    if config.data.packed and config.data.hear_in_step:
+        raise UserError(
+            "config.data.packed: rows of several examples need music that is heard before; "
+            "set config.data.hear_in_step to false"
+        )
     settings = prompt_settings(config)
     train, held_out = read_examples(config)
     music = open_music(config, Mixture([train, held_out]), mesh)
@@ -78,7 +89,12 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
     llm = load_tower(config.llm.path, kind="llama", dtype=config.llm.dtype, mesh=mesh)
     prompt = Prompt(load_tokenizer(llm.folder), settings)
     sizes = measure_rows(Mixture([train, held_out]), prompt, music.music)
-    length = row_length(sizes, config.data.length or None)
+    length = whole = row_length(sizes, config.data.length or None)
+    packing = None
+    if config.data.packed:
+        length = config.data.length or max(whole, PACKED_LENGTH)
+        own, music_tokens = sizes.lengths[: len(train)], sizes.music[: len(train)]
+        packing = pack(own, music_tokens, train.ranges, length=length, seed=config.seed)
     graph, adapter = _make_adapter(config, music, llm)
     networks = Networks(adapter=graph, llm=llm.graphdef, mert=None, keep_states=config.adapter.learn_states)
     frozen = {"llm": llm.params}
@@ -93,7 +109,7 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         data=describe_data(train, held_out, length),
     )
 
-    rows = {"length": length, "batch": config.batch_size // jax.process_count()}
+    rows = {"batch": config.batch_size // jax.process_count()}
     place = {"process": jax.process_index(), "processes": jax.process_count()}
     return Assembly(
         networks=networks,
@@ -104,16 +120,22 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
             train,
             prompt,
             music.music,
+            length=length,
             **rows,
             **place,
             seed=config.seed,
             parts=train.ranges,
+            packing=packing,
             weights=train.weights,
             apart=config.data.mixing == "step",
         ),
-        eval_batches=lambda: evaluation_batches(held_out, prompt, music.music, **rows, **place),
+        eval_batches=lambda: evaluation_batches(held_out, prompt, music.music, length=whole, **rows, **place),
+        row_examples=len(train) / len(packing) if packing else 1.0,
         seconds=mean_seconds(train, most=config.data.crop_seconds if config.data.hear_in_step else math.inf),
-        notes=_notes(train, held_out, sizes.cut, sizes.mean, length, music),
+        notes=[
+            *_notes(train, held_out, sizes.cut, sizes.mean, length, music),
+            *([f"{len(packing):,} rows of up to {packing.examples} examples each"] if packing else []),
+        ],
     )
 
 
