@@ -41,7 +41,7 @@ class Clip:
 
 
 def write_corpus(folder: Path, settings: DemoConfig) -> list[Clip]:
-    """Writes the clips as flac, `clips.jsonl` (what is true of each) and `manifest.jsonl` (what is asked and answered)."""
+    """Writes the clips as flac, `clips.jsonl` with what is true of each, and `manifest.jsonl` for training."""
     pieces = list(_pieces(settings))
     for name in FOLDERS.values():
         (folder / name).mkdir(parents=True)
@@ -79,7 +79,8 @@ def _pieces(settings: DemoConfig) -> Iterator[tuple[Split, int, Piece]]:
     for split, count in takes.items():
         rng = np.random.default_rng([settings.seed, count])
         order = rng.permutation(np.repeat(np.arange(len(kinds)), count))
-        yield from ((split, place, kinds[kind]) for place, kind in enumerate(order))
+        for place, kind in enumerate(order):
+            yield split, place, kinds[kind]
 
 
 def _examples(clip: Clip, rng: np.random.Generator) -> Iterator[dict[str, Any]]:

@@ -40,7 +40,7 @@ ARCHITECTURE = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-ROWS, LENGTH, PLACES = 64, 64, 8
+ROWS, LENGTH, PLACES = 64, 56, 8
 RATE = 3e-3
 CAPTION_SHARE = 0.3
 
@@ -85,7 +85,7 @@ def make_tokenizer(prompt: PromptSettings) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def _batches(prompt: Prompt, rng: np.random.Generator) -> Iterator[Batch]:
+def _batches(prompt: Prompt, rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches of text: the batch contract's fields, `music` [B, M, V] being the weight of each word."""
     words = {value: _ids(prompt.tokenizer, value) for values in ATTRIBUTES.values() for value in values}
     subjects = (*ATTRIBUTES, CAPTION)

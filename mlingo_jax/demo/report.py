@@ -1,4 +1,4 @@
-"""After the demo has trained: questions about clips that were never heard in training, and what the answers are worth."""
+"""After the demo has trained: it is asked about clips that it never heard, and its answers are graded."""
 
 import dataclasses
 import json
@@ -62,8 +62,11 @@ def ask_all(config: Config, workdir: Path, files: Sequence[Path]) -> Answers:
 
 
 def grade(attribute: str, answers: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
-    """Fractions: of answers that name the true value and no other; of the same answers shuffled over the clips, on average
-    over all shufflings; and what guessing would get."""
+    """What share of the answers name the true value and no other, and what the share would be without listening.
+
+    `shuffled` grades the same answers against all clips, which is the mean over all ways to shuffle them; `chance` is
+    what guessing gets.
+    """
     given, true = np.array([named(attribute, answer) or "" for answer in answers]), np.array(truths)
     return {
         "accuracy": float((given == true).mean()),

@@ -6,6 +6,7 @@ Sounds are float32 at 24 kHz. Axes: P partials, N samples.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ def frequency(pitch: float) -> float:
 
 
 def play(instrument: str, notes: Sequence[Note], seconds: float, rng: np.random.Generator) -> Sound:
-    """A piece played by an instrument of `INSTRUMENTS` in a small room, with a little noise, peak between 0.3 and 0.9."""
+    """A piece played by one of `INSTRUMENTS` in a small room, with a little noise; its peak is from 0.3 to 0.9."""
     dry = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
     release = RELEASES[instrument]
     for note in notes:
@@ -51,7 +52,7 @@ def play(instrument: str, notes: Sequence[Note], seconds: float, rng: np.random.
 
 @functools.cache
 def recorded_note(instrument: str, pitch: int, take: int) -> Sound:
-    """A note of `NOTE_SECONDS`, of root mean square 1 over its first half second; takes differ as two bow strokes do."""
+    """A note of `NOTE_SECONDS`, of power 1 over its first half second; takes differ as two strokes of a bow do."""
     rng = np.random.default_rng([INSTRUMENTS.index(instrument), pitch, take])
     sound = VOICES[instrument](frequency(pitch), rng)
     return sound / np.sqrt(np.mean(np.square(sound[: SAMPLE_RATE // 2])))
@@ -71,7 +72,7 @@ def guitar(hertz: float, rng: np.random.Generator) -> Sound:
     string = np.empty((int(NOTE_SECONDS * SAMPLE_RATE / period) + 3, period), np.float32)
     string[0] = np.fft.irfft(np.concatenate([[0], burst]), period)
     last = string[0, -1]
-    for before, after in zip(string[:-1], string[1:], strict=True):
+    for before, after in itertools.pairwise(string):
         after[:] = loss * (1 - damping) * before
         after[1:] += loss * damping * before[:-1]
         after[0] += loss * damping * last
@@ -120,7 +121,7 @@ def trumpet(hertz: float, rng: np.random.Generator) -> Sound:
 
 
 def organ(hertz: float, rng: np.random.Generator) -> Sound:
-    """Pipes of 8, 4, 2 2/3, 2, 1 3/5 and 1 foot sounding together, each a little out of tune with its double, and the chiff."""
+    """Pipes of 8, 4, 2 2/3, 2, 1 3/5 and 1 foot, each with a double a little out of tune, and the chiff."""
     time = _time()
     stops = np.array([1, 2, 3, 4, 5, 8])
     loud = np.array([1, 0.8, 0.45, 0.5, 0.15, 0.3])
@@ -203,7 +204,8 @@ def _vibrato_phase(hertz: float, rate: float, depth: np.ndarray) -> np.ndarray:
 
 
 def _peaks(hertz: np.ndarray, resonances: Sequence[tuple[float, float, float]]) -> np.ndarray:
-    return sum(level / (1 + ((hertz - centre) / width) ** 2) for centre, width, level in resonances)
+    centre, width, level = np.array(resonances).T[..., None]
+    return (level / (1 + ((hertz - centre) / width) ** 2)).sum(0)
 
 
 def _attack(time: Sound, seconds: float) -> Sound:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mlingo_jax.demo.music import ATTRIBUTES
 
-# The questions the report asks about the held-out clips, one for each attribute.
+# Of each attribute, the report asks the first one.
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "instrument": (
         "What instrument is playing?",

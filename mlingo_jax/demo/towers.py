@@ -1,8 +1,7 @@
 """What making the two small towers has in common: fitting, and saving as a Hugging Face folder."""
 
 import json
-from collections.abc import Callable, Iterator
-from functools import reduce
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from conversion.tensors import Tensor
 from conversion.towers import KINDS, TowerName
 
 Params = dict[str, Any]
-Batch = dict[str, np.ndarray]
+Batch = Mapping[str, Array]
 
 
 def fit(
     params: Params,
     loss: Callable[[Params, Batch], Float[Array, ""]],
-    batches: Iterator[Batch],
+    batches: Iterator[dict[str, np.ndarray]],
     *,
     steps: int,
     rate: float,
@@ -36,7 +35,7 @@ def fit(
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
 
     @jax.jit
-    def step(params: Params, state: optax.OptState, batch: Batch) -> tuple[Params, optax.OptState, Array]:
+    def step(params: Params, state: optax.OptState, batch: Batch) -> tuple[Any, optax.OptState, Array]:
         value, gradient = jax.value_and_grad(loss)(params, batch)
         updates, state = optimiser.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
@@ -51,11 +50,14 @@ def fit(
 
 
 def write_tower(folder: Path, name: TowerName, values: dict[str, Any], model: nnx.Module, params: Params) -> None:
-    """Writes a Hugging Face folder, config.json and safetensors, by the table with which conversion reads such folders."""
+    """Writes a Hugging Face folder, config.json and safetensors, by the table by which conversion reads them."""
     table = entries(KINDS[name].rules, parameters(model))
     tensors = {}
     for entry in table:
-        value = np.asarray(reduce(lambda tree, key: tree[key], entry.parameter.path, params))
+        tree: Any = params
+        for key in entry.parameter.path:
+            tree = tree[key]
+        value = np.asarray(tree)
         array = entry.to_torch(value if entry.layer is None else value[entry.layer])
         tensors[entry.torch] = Tensor(array.shape, array.dtype, lambda array=array: array)
     folder.mkdir(parents=True, exist_ok=True)

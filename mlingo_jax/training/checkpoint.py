@@ -47,12 +47,14 @@ class Checkpoints:
         self._folder = workdir / "checkpoints"
         self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[int, Future[None]] | None = None
+        # Left by a kill. Orbax would remove them too, but in the background: a full disk has to be free at once.
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
         # Any: LatestN does not fit the protocol that Orbax declares for it.
         newest: Any = ocp.training.preservation_policies.LatestN(keep)
         self._checkpointer = ocp.training.Checkpointer(
             str(self._folder.absolute()),
             preservation_policy=newest,
-            cleanup_tmp_directories=True,
         )
 
     def save(self, saved: Saved, towers: Mapping[str, Any]) -> None:
