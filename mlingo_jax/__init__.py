@@ -1,6 +1,10 @@
 """MusiLingo in JAX: a frozen MERT hears, one linear layer translates, a frozen LLaMA answers questions about music."""
 
+import os
 from typing import TYPE_CHECKING
+
+# Without PyTorch, transformers advises to install it as it is imported; only its tokenizers are used here.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 if TYPE_CHECKING:
     from mlingo_jax.api import MusiLingo, load

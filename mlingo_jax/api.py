@@ -41,7 +41,7 @@ PLACES = 64
 WINDOW = 325
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MusiLingo:
     """A frozen encoder, a trained adapter and a frozen language model; made by `load`.
 
@@ -65,7 +65,7 @@ class MusiLingo:
         Raises:
             UserError: a clip cannot be read, is shorter than the encoder's receptive field, or holds NaN.
         """
-        return self._hear([self._waveform(clip) for clip in clips])
+        return self._hear(self._waveforms(clips))
 
     def score(
         self, clips: Sequence[Clip], questions: str | Sequence[str], answers: Sequence[str]
@@ -134,6 +134,14 @@ class MusiLingo:
         with self._on_mesh():
             yield from inference.stream(self.llm.graphdef, self.llm.params, **prompts)
 
+    def __repr__(self) -> str:
+        widths = f"{self.ear.config.width} to {self.llm.config.width}"
+        return f"MusiLingo(llm {self.llm.identity['name']}, {self.llm.identity['dtype']}, adapter {widths})"
+
+    def _waveforms(self, clips: Sequence[Clip]) -> list[Float[np.ndarray, "_"]]:
+        _require_list(clips)
+        return [self._waveform(clip) for clip in clips]
+
     def _waveform(self, clip: Clip) -> Float[np.ndarray, "_"]:
         minimum = self.ear.config.receptive_field
         if isinstance(clip, tuple):
@@ -152,7 +160,7 @@ class MusiLingo:
     ) -> dict[str, Any]:
         """What `inference.generate` and `stream` take, after the language model."""
         questions = _one_each(clips, questions, "questions")
-        waveforms = [self._waveform(clip) for clip in clips]
+        waveforms = self._waveforms(clips)
         features = self._hear(waveforms)
         rows = [self.prompt.row(q, None, f.shape[-2]) for q, f in zip(questions, features, strict=True)]
         batch, music = self._batch(rows, features)
@@ -252,7 +260,19 @@ def load(
     return MusiLingo(ear, language, graph, params, tokens, mesh)
 
 
+def _require_list(clips: Sequence[Clip]) -> None:
+    """Refuses what is easily given instead of a list of clips, and would be taken for one."""
+    alone = isinstance(clips, str | Path) or (isinstance(clips, tuple) and isinstance(clips[0], np.ndarray))
+    if alone or isinstance(clips, np.ndarray):
+        raise UserError(
+            "clips: expected a list of files or of (waveform, sample rate), found a single one; give [clip]"
+        )
+    if not clips:
+        raise UserError("clips: the list is empty")
+
+
 def _one_each(clips: Sequence[Clip], texts: str | Sequence[str], name: str) -> list[str]:
+    _require_list(clips)
     texts = [texts] * len(clips) if isinstance(texts, str) else list(texts)
     if len(texts) != len(clips):
         raise UserError(f"{name}: expected one for each of the {len(clips)} clips, found {len(texts)}")

@@ -156,3 +156,15 @@ def test_an_adapter_of_another_width_is_refused(towers, tmp_path):
 def test_lists_of_different_lengths_are_refused(model, clips):
     with pytest.raises(UserError, match="expected one for each of the 2 clips, found 1"):
         model.answer(clips[:2], ["What?"])
+
+
+def test_a_single_clip_is_not_taken_for_a_list(model):
+    for ask in (model.encode, lambda c: model.answer(c, "Who?"), lambda c: model.score(c, "Who?", "You.")):
+        with pytest.raises(UserError, match=r"expected a list .* give \[clip\]"):
+            ask("bell.wav")
+        with pytest.raises(UserError, match="the list is empty"):
+            ask([])
+
+
+def test_a_model_is_shown_in_a_line(model):
+    assert repr(model) == "MusiLingo(llm llm, float32, adapter 24 to 32)"

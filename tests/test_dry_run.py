@@ -67,3 +67,11 @@ def test_a_dry_run_of_stage_2(folder):
     assert "<s>###Human: <Audio>[music 0-2]</Audio> Please give a caption to the music. ###Assistant: «A slow" in shown
     assert ".###»\n" in shown
     assert "6,000 steps of 2, 750 updates" in shown
+
+
+def test_a_dry_run_of_packed_rows(folder):
+    config = settled("finetune_musiccaps", folder)
+    config.data.packed = True
+    shown = dry_run(config)
+    assert "packed into 1 x 512 tokens, " in shown
+    assert "12000.00 epochs of 2 examples" in shown

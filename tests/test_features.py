@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 from mlingo_jax.data.audio import AudioSettings
+from mlingo_jax.data.datasets.lock import alone
 from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
 from mlingo_jax.errors import UserError
 
@@ -128,7 +129,7 @@ def test_a_killed_hearing_goes_on(tmp_path):
     counting = CountingEar()
     cache, _ = hear(clips, counting, tmp_path / "cache", FINGERPRINT, shard_clips=2)
     assert counting.heard == 2
-    assert len(list((tmp_path / "cache").glob(".*"))) == 0
+    assert len(list((tmp_path / "cache").glob(".*.partial"))) == 0
     for name, path in clips.items():
         np.testing.assert_array_equal(cache[name], expected(path))
 
@@ -201,7 +202,7 @@ def test_a_folder_that_is_no_cache_is_refused(tmp_path):
     (tmp_path / "fingerprint.json").write_text(json.dumps({"colour": "red"}))
     with pytest.raises(UserError, match="not a feature cache's fingerprint"):
         FeatureCache.open(tmp_path, FINGERPRINT)
-    with pytest.raises(UserError, match=r"cannot be kept there \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\)"):
         hear({}, ear, tmp_path / "fingerprint.json" / "cache", FINGERPRINT)
 
 
@@ -220,6 +221,14 @@ def test_clips_that_cannot_be_heard_are_named_together(tmp_path):
     assert list(bad) == ["clip 1", "clip 4"]
 
 
+def test_two_processes_do_not_hear_into_one_cache(tmp_path):
+    clips, cache = write_clips(tmp_path, 2), tmp_path / "cache"
+    with alone(cache / ".lock", "busy"), pytest.raises(UserError, match="another process is hearing clips"):
+        hear(clips, ear, cache, FINGERPRINT)
+    assert not list(cache.glob("*.array_record"))
+    assert len(hear(clips, ear, cache, FINGERPRINT)[0]) == 2
+
+
 def test_a_full_disk_leaves_the_finished_shards(tmp_path):
     """A limit on the size of files stands for the full disk: the second shard does not fit."""
     clips = write_clips(tmp_path, 1)
@@ -232,7 +241,8 @@ def test_a_full_disk_leaves_the_finished_shards(tmp_path):
             hear({**clips, "long": tmp_path / "long.wav"}, ear, tmp_path / "cache", FINGERPRINT)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("*.array_record"))) == 1
+    assert not list((tmp_path / "cache").glob("*.partial"))
     np.testing.assert_array_equal(FeatureCache(tmp_path / "cache")["clip 0"], cache["clip 0"])
 
 
@@ -242,4 +252,4 @@ def test_an_encoders_own_failure_is_not_taken_for_the_disks(tmp_path):
 
     with pytest.raises(RuntimeError, match="out of memory"):
         hear(write_clips(tmp_path, 1), failing, tmp_path / "cache", FINGERPRINT)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fingerprint.json"]
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"fingerprint.json", ".lock"}

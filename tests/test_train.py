@@ -20,6 +20,7 @@ import soundfile
 
 import mlingo_jax
 from configs.base import Config
+from mlingo_jax.data.datasets.lock import alone
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.checkpoint import load_run_adapter, restore
 from mlingo_jax.training.loop import train
@@ -208,12 +209,14 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_been(finished, corpus, e
         ({"seed": 1, "steps": 5}, r"config\.seed was 42, is 1; config\.steps was 120, is 5"),
         ({"data.manifest": ""}, r"config\.data\.manifest is empty"),
         ({"llm.path": "llm2"}, r"llm\.identity\.weights was '\w+', is '\w+'"),
+        ({"mert.path": "mert2"}, r"holds another run: mert\.identity\.weights was '\w+', is '\w+'"),
         ({"data.manifest": "other.jsonl"}, r"data\.fingerprint was '\w+', is '\w+'"),
     ],
 )
 def test_another_run_is_refused_and_the_folder_stays_as_it_is(finished, corpus, changes, message):
     workdir, _ = finished
     tiny_llama(corpus / "llm2", seed=5)
+    tiny_mert(corpus / "mert2", seed=5)
     (corpus / "other.jsonl").write_text((corpus / "music.jsonl").read_text().replace("bell", "drum"))
     changes = {name: corpus / value if value and isinstance(value, str) else value for name, value in changes.items()}
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
@@ -221,6 +224,12 @@ def test_another_run_is_refused_and_the_folder_stays_as_it_is(finished, corpus, 
         train(as_config(settings(corpus, workdir) | changes))
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(finished, corpus):
+    workdir, _ = finished
+    with alone(workdir / ".lock", "busy"), pytest.raises(UserError, match="another process is training in it"):
+        train(as_config(settings(corpus, workdir)))
 
 
 def test_a_batch_that_the_mesh_cannot_split(corpus, tmp_path):

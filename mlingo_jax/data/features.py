@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import mlingo_jax
 from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings
+from mlingo_jax.data.datasets.lock import alone
 from mlingo_jax.data.stored import Audio, read_clip
 from mlingo_jax.errors import UserError
 
@@ -181,9 +182,30 @@ def hear(
 
     Returns the cache, and why each clip that cannot be heard cannot. Raises UserError when these are more than
     `max_bad_fraction` of all clips (all others have been heard by then), when the folder holds features of another
-    kind or would get some from another kind of device, or when it cannot be written.
+    kind or would get some from another kind of device, when it cannot be written, or while another process hears into
+    it.
     """
     folder = Path(folder)
+    with alone(folder / ".lock", f"{folder}: another process is hearing clips into this cache; wait until it is done"):
+        bad = _hear_missing(clips, ear, folder, fingerprint, minimum, shard_clips)
+    if len(bad) > max_bad_fraction * len(clips):
+        named = "; ".join(list(bad.values())[:_NAMED]) + ("; ..." if len(bad) > _NAMED else "")
+        raise UserError(
+            f"{len(bad)} of {len(clips)} clips cannot be heard (allowed: {max_bad_fraction:.1%}): {named}; the other "
+            f"clips' features are kept in {folder}"
+        )
+    return FeatureCache(folder), bad
+
+
+def _hear_missing(
+    clips: Mapping[str, Audio],
+    ear: Callable[[Sequence[Waveform]], Sequence[Features]],
+    folder: Path,
+    fingerprint: Fingerprint,
+    minimum: int,
+    shard_clips: int,
+) -> dict[str, str]:
+    """Hears what is not in the cache yet, shard by shard; returns why each clip that cannot be heard cannot."""
     cache = _open_or_make(folder, fingerprint)
     todo = {name: clip for name, clip in clips.items() if name not in cache}
     if todo:
@@ -197,13 +219,7 @@ def hear(
             shard = {name: todo[name] for name in names[start : start + shard_clips]}
             heard = _hear_in_batches(read_ahead(shard, audio, minimum), ear, audio.sample_rate, bad, bar)
             _write_shard(folder / f"{_digest(shard)}.array_record", heard, DTYPES[fingerprint.stored])
-    if len(bad) > max_bad_fraction * len(clips):
-        named = "; ".join(list(bad.values())[:_NAMED]) + ("; ..." if len(bad) > _NAMED else "")
-        raise UserError(
-            f"{len(bad)} of {len(clips)} clips cannot be heard (allowed: {max_bad_fraction:.1%}): {named}; the other "
-            f"clips' features are kept in {folder}"
-        )
-    return FeatureCache(folder), bad
+    return bad
 
 
 def _hear_in_batches(

@@ -15,6 +15,9 @@ from jaxtyping import Int, Int32
 
 from mlingo_jax.data.prompt import Row
 
+# Tokens in a row, unless an example is longer or the config says.
+ROW_LENGTH = 512
+
 
 @dataclass(frozen=True)
 class Packing:

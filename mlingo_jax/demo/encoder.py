@@ -121,7 +121,9 @@ def ear(taps: int) -> Float[np.ndarray, "T O"]:
     """A sine and a cosine wave for each band, sixteen periods long where the taps allow."""
     hertz = np.repeat(bands(), 2)
     phases = np.tile([0, np.pi / 2], BANDS)
-    waves = np.stack([_wave(taps, h, SAMPLE_RATE, 16, phase) for h, phase in zip(hertz, phases, strict=True)], axis=1)
+    waves = np.stack(
+        [_wave(taps, h, float(SAMPLE_RATE), 16.0, phase) for h, phase in zip(hertz, phases, strict=True)], axis=1
+    )
     # Small enough for the group norm's epsilon to matter: a band that is silent throughout a clip stays small.
     return (0.02 * waves).astype(np.float32)
 
@@ -129,11 +131,11 @@ def ear(taps: int) -> Float[np.ndarray, "T O"]:
 def scattering(taps: int, channels: int, rate: float, rng: np.random.Generator) -> Float[np.ndarray, "T I O"]:
     """The second convolution's kernel; `rate` is the frequency in Hz at which the ear's bands arrive."""
     chords = [(profile, share) for profile in _chord_profiles() for share in (1, 3, 8)]
-    kernels = [np.outer(_window(taps, taps), _bump(place, 1.0)) for place in range(BANDS)]
+    kernels = [np.outer(_window(taps, taps), _bump(float(place), 1.0)) for place in range(BANDS)]
     kernels += [np.outer(_window(taps, taps // share), profile) for profile, share in chords]
     while len(kernels) < channels:
-        pulse = _wave(taps, rng.choice(PULSES), rate, 4, rng.uniform(0, 2 * np.pi))
-        width = rng.choice([2, 6, 20])
+        pulse = _wave(taps, rng.choice(PULSES), rate, 4.0, rng.uniform(0, 2 * np.pi))
+        width = rng.choice([2.0, 6.0, 20.0])
         signs = rng.choice([-1, 1], BANDS) if width < 20 else np.ones(BANDS)
         kernels.append(np.outer(pulse, signs * _bump(rng.uniform(0, BANDS), width)))
     unit = [kernel / np.linalg.norm(kernel) for kernel in kernels]

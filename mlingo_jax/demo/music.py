@@ -1,6 +1,6 @@
 """Short pieces of music with a known register, tempo and mode: a melody over three chords.
 
-Every piece is in C: its mode is heard from the third, the sixth and the seventh, and not from which notes are missing.
+Every piece is in C, and in its natural minor or its major: they differ in the third, the sixth and the seventh.
 """
 
 import dataclasses

@@ -103,7 +103,8 @@ def _markdown(values: Mapping[str, Any]) -> str:
         "",
         f"Answers about {values['clips']} clips that were not heard in training. An answer counts if it names the true "
         "value and no other; *shuffled* grades the same answers against the other clips, so it shows what could be "
-        "said without listening.",
+        "said without listening. The clips are new pieces, but by the same synthesised players and all in C: the table "
+        "shows that the whole path works, not how well MusiLingo hears real music.",
         "",
         table(values["held_out"]),
         "",

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 SAMPLE_RATE = 24_000
 NOTE_SECONDS = 2.6
@@ -31,7 +31,7 @@ class Note:
     loudness: float
 
 
-def frequency(pitch: float) -> float:
+def frequency(pitch: int) -> float:
     """Hertz of a MIDI pitch, equal temperament, A4 = 440 Hz."""
     return 440.0 * 2 ** ((pitch - A4) / 12)
 
@@ -88,10 +88,12 @@ def violin(hertz: float, rng: np.random.Generator) -> Sound:
     depth = 0.006 * np.clip((time - 0.15) / 0.3, 0, 1)
     phase = _vibrato_phase(hertz, vibrato, depth)
     ratios = _harmonics(hertz, 24)
-    body = 0.25 + _peaks(ratios * hertz, [(290, 60, 1.0), (480, 90, 0.9), (900, 250, 0.7), (2600, 700, 1.1)])
+    body = 0.25 + _peaks(
+        ratios * hertz, [(290.0, 60.0, 1.0), (480.0, 90.0, 0.9), (900.0, 250.0, 0.7), (2600.0, 700.0, 1.1)]
+    )
     sound = _partials(ratios, body / ratios, phase, rng)
     sound *= 1 + 0.12 * np.sin(2 * np.pi * vibrato * time + 1)
-    sound += 0.04 * np.abs(sound).max() * _noise(rng, 2000, 6000)
+    sound += 0.04 * np.abs(sound).max() * _noise(rng, 2000.0, 6000.0)
     return sound * _attack(time, 0.09)
 
 
@@ -103,7 +105,7 @@ def flute(hertz: float, rng: np.random.Generator) -> Sound:
     ratios = _harmonics(hertz, 5)
     sound = _partials(ratios, np.array([1, 0.32, 0.12, 0.03, 0.01])[: len(ratios)], phase, rng)
     sound *= 1 + 0.15 * np.sin(2 * np.pi * tremolo * time)
-    breath = _noise(rng, 0.8 * hertz, min(4 * hertz, 9000)) * (0.05 + 0.3 * np.exp(-time / 0.05))
+    breath = _noise(rng, 0.8 * hertz, min(4 * hertz, 9000.0)) * (0.05 + 0.3 * np.exp(-time / 0.05))
     return (sound + breath) * _attack(time, 0.06)
 
 
@@ -111,7 +113,7 @@ def trumpet(hertz: float, rng: np.random.Generator) -> Sound:
     """Brass: the louder, the brighter, so the upper partials come in last (Risset); a bell's formant at 1.2 kHz."""
     time = _time()
     ratios = _harmonics(hertz, 20)
-    formant = 0.15 + _peaks(ratios * hertz, [(1200, 600, 1.0), (2400, 900, 0.5)])
+    formant = 0.15 + _peaks(ratios * hertz, [(1200.0, 600.0, 1.0), (2400.0, 900.0, 0.5)])
     swell = _attack(time, 0.05) * (1 + 0.06 * np.exp(-(((time - 0.07) / 0.03) ** 2)))
     phase = _vibrato_phase(hertz, rng.uniform(4.5, 5.5), 0.002 * np.clip((time - 0.4) / 0.3, 0, 1))
     starts = rng.uniform(0, 2 * np.pi, (len(ratios), 1))
@@ -128,7 +130,7 @@ def organ(hertz: float, rng: np.random.Generator) -> Sound:
     audible = stops * hertz < 0.45 * SAMPLE_RATE
     ratios = np.concatenate([stops[audible], stops[audible] * 1.0015])
     sound = _partials(ratios, np.tile(loud[audible], 2), 2 * np.pi * hertz * time, rng)
-    chiff = _noise(rng, 1000, 5000) * np.exp(-time / 0.02)
+    chiff = _noise(rng, 1000.0, 5000.0) * np.exp(-time / 0.02)
     return (sound + 0.8 * chiff) * _attack(time, 0.02)
 
 
@@ -148,14 +150,14 @@ def marimba(hertz: float, rng: np.random.Generator) -> Sound:
     """A wooden bar tuned to 1 : 4 : 9.2, soon silent, and the thump of the mallet."""
     time = _time()
     decay = 0.45 * (260 / hertz) ** 0.4
-    sound = _struck(hertz, [(1, 1, decay), (3.98, 0.3, decay / 3), (9.2, 0.12, decay / 8)], rng)
-    return sound + _noise(rng, 200, 1500) * 0.6 * np.exp(-time / 0.008)
+    sound = _struck(hertz, [(1.0, 1.0, decay), (3.98, 0.3, decay / 3.0), (9.2, 0.12, decay / 8.0)], rng)
+    return sound + _noise(rng, 200.0, 1500.0) * 0.6 * np.exp(-time / 0.008)
 
 
 def glockenspiel(hertz: float, rng: np.random.Generator) -> Sound:
     """Steel bars: the partials of a free bar (1 : 2.76 : 5.40 : 8.93), long ringing, each a pair that beats slowly."""
-    pairs = [(1, 1.0, 2.2), (2.756, 0.7, 1.4), (5.404, 0.5, 0.7), (8.933, 0.25, 0.35)]
-    beating = [(ratio * shift, level / 2, decay) for ratio, level, decay in pairs for shift in (1, 1.0012)]
+    pairs = [(1.0, 1.0, 2.2), (2.756, 0.7, 1.4), (5.404, 0.5, 0.7), (8.933, 0.25, 0.35)]
+    beating = [(ratio * shift, level / 2, decay) for ratio, level, decay in pairs for shift in (1.0, 1.0012)]
     return _struck(hertz, beating, rng)
 
 
@@ -178,7 +180,7 @@ def _time() -> Sound:
     return np.arange(round(NOTE_SECONDS * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
 
 
-def _harmonics(hertz: float, most: int) -> Float[np.ndarray, " P"]:
+def _harmonics(hertz: float, most: int) -> Int[np.ndarray, " P"]:
     return np.arange(1, min(most, max(int(0.45 * SAMPLE_RATE / hertz), 1)) + 1)
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from configs.base import Config
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.data.mixture import Mixture
-from mlingo_jax.data.packing import pack
+from mlingo_jax.data.packing import ROW_LENGTH, pack
 from mlingo_jax.data.pipeline import (
     Batch,
     Examples,
@@ -31,9 +31,6 @@ from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
 from mlingo_jax.training.sharding import check_batch
 from mlingo_jax.training.step import Networks
-
-# Tokens in a row of several examples, unless one is longer or the config says.
-PACKED_LENGTH = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +89,7 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
     length = whole = row_length(sizes, config.data.length or None)
     packing = None
     if config.data.packed:
-        length = config.data.length or max(whole, PACKED_LENGTH)
+        length = config.data.length or max(whole, ROW_LENGTH)
         own, music_tokens = sizes.lengths[: len(train)], sizes.music[: len(train)]
         packing = pack(own, music_tokens, train.ranges, length=length, seed=config.seed)
     graph, adapter = _make_adapter(config, music, llm)

@@ -12,6 +12,7 @@ from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.datasets.prepared import Prepared
 from mlingo_jax.data.hearing import count_tokens
 from mlingo_jax.data.mixture import Mixture, clip_name, parse_wanted
+from mlingo_jax.data.packing import ROW_LENGTH, pack
 from mlingo_jax.data.pipeline import Batch, Example, Examples, make_dataset, measure_rows, row_length
 from mlingo_jax.data.prompt import Prompt, load_tokenizer
 from mlingo_jax.data.stored import duration
@@ -58,12 +59,19 @@ def dry_run(config: Config) -> str:
         weights=train.weights,
         apart=config.data.mixing == "step",
     )
-    seen = config.steps * config.batch_size
+    seen, packed = float(config.steps * config.batch_size), []
+    if config.data.packed:
+        own, tokens = sizes.lengths[: len(train)], sizes.music[: len(train)]
+        row = config.data.length or max(length, ROW_LENGTH)
+        rows = len(pack(own, tokens, train.ranges, length=row, seed=config.seed))
+        seen *= len(train) / rows
+        packed = [f"packed into {rows:,} x {row} tokens, {own.sum() / rows:.0f} used; the examples below share them"]
     lines = [
         to_json(config).rstrip(),
         "",
         f"{len(train):,} examples to train on, {len(held_out):,} to evaluate on",
         f"rows of {length} tokens, {sizes.mean:.0f} used on average; {sizes.cut:,} answers are cut",
+        *packed,
         *shown_rows(next(batches), prompt.tokenizer),
         f"{config.steps:,} steps of {config.batch_size}, {config.steps // config.accumulate:,} updates",
         *_epochs(train, seen),
@@ -89,7 +97,7 @@ def _shown_row(batch: Batch, b: int, tokenizer: PreTrainedTokenizerBase) -> str:
     return "".join(shown).replace("\n", "\\n")
 
 
-def _epochs(train: Mixture, seen: int) -> list[str]:
+def _epochs(train: Mixture, seen: float) -> list[str]:
     total = sum(train.weights)
     shares = [seen * weight / total for weight in train.weights]
     return [

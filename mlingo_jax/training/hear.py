@@ -1,7 +1,6 @@
 """Hears all clips of a prepared collection into the feature cache that runs on it will find, before any of them."""
 
 import sys
-from pathlib import Path
 
 import jax
 
@@ -9,13 +8,12 @@ from configs.base import Config
 from conversion.folders import find
 from conversion.towers import open_tower
 from mlingo_jax.data.audio import AudioSettings
-from mlingo_jax.data.datasets.lock import alone
 from mlingo_jax.data.datasets.prepared import Prepared
 from mlingo_jax.data.hearing import count_tokens
 from mlingo_jax.data.mixture import clip_name
 from mlingo_jax.data.stored import StoredAudio
 from mlingo_jax.models.mert import MertConfig
-from mlingo_jax.training.music import cache_folder, hear_clips
+from mlingo_jax.training.music import cache_folder, hear_clips, load_encoder
 from mlingo_jax.training.sharding import make_mesh
 
 _BYTES = 4  # float32
@@ -38,10 +36,9 @@ def hear_collection(config: Config, dataset: str) -> str:
         clip_name(prepared.collection, clip): StoredAudio(prepared.collection, clip, clips.audio)
         for clip, *_ in clips.lengths()
     }
-    busy = f"{folder}: another process is hearing clips into it; wait for it, or name another --features"
     mesh = make_mesh(config.mesh)
-    with alone(Path(folder) / ".lock", busy), jax.set_mesh(mesh):
-        cache, unheard = hear_clips(config, audio, mesh)
+    with jax.set_mesh(mesh):
+        cache, unheard = hear_clips(config, audio, load_encoder(config, mesh))
     heard = f"{folder}: {len(audio) - len(unheard):,} clips of {prepared.collection} are heard, {len(cache):,} in all"
     return "\n".join([heard, *unheard.values()])
 

@@ -5,6 +5,7 @@ step's checkpoint is. So a run that is killed at any moment goes on to the very 
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from configs.base import Config
 from conversion.checksum import weights_checksum
+from mlingo_jax.data.datasets.lock import alone
 from mlingo_jax.data.pipeline import Batch
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.assemble import Assembly, assemble, overview
@@ -42,26 +44,37 @@ def train(config: Config) -> None:
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         assembly = assemble(config, mesh)
-        check_run(workdir, assembly.run)
-        write_run(workdir, config, assembly.run)
-        saved = restore(workdir, remove_damaged=True)
-        first = saved.step if saved else 0
-        examples = config.batch_size * assembly.row_examples
-        with (
-            Progress(first, config.steps, examples, assembly.seconds, config.log.print_every) as progress,
-            Record(workdir, after=first) as record,
-            Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
-        ):
-            for line in [*overview(assembly), *assembly.notes]:
-                progress.say(line)
-            if saved:
-                progress.say(f"{workdir}: going on after step {first} of {config.steps}")
-                if changes := changes_since(workdir, assembly.run):
-                    progress.say(f"since the run began {'; '.join(changes)}: losses may differ in their last digits")
-            Loop(config, assembly, mesh, record, progress, checkpoints).run(saved)
-        sums = prove_frozen(assembly)
-        progress.say(f"the frozen towers are unchanged: {', '.join(f'{n} {s[:16]}' for n, s in sums.items())}")
-        progress.say(f"losses: {plot_losses(workdir)}")
+        with _alone(workdir):
+            _train(config, workdir, mesh, assembly)
+
+
+def _alone(workdir: Path) -> AbstractContextManager[None]:
+    """The run's folder for this process alone; of the processes of one run, the first one speaks for all."""
+    busy = f"{workdir}: another process is training in it; wait for it, or choose another --config.workdir"
+    return alone(workdir / ".lock", busy) if jax.process_index() == 0 else nullcontext()
+
+
+def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> None:
+    check_run(workdir, assembly.run)
+    write_run(workdir, config, assembly.run)
+    saved = restore(workdir, remove_damaged=True)
+    first = saved.step if saved else 0
+    examples = config.batch_size * assembly.row_examples
+    with (
+        Progress(first, config.steps, examples, assembly.seconds, config.log.print_every) as progress,
+        Record(workdir, after=first) as record,
+        Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
+    ):
+        for line in [*overview(assembly), *assembly.notes]:
+            progress.say(line)
+        if saved:
+            progress.say(f"{workdir}: going on after step {first} of {config.steps}")
+            if changes := changes_since(workdir, assembly.run):
+                progress.say(f"since the run began {'; '.join(changes)}: losses may differ in their last digits")
+        Loop(config, assembly, mesh, record, progress, checkpoints).run(saved)
+    sums = prove_frozen(assembly)
+    progress.say(f"the frozen towers are unchanged: {', '.join(f'{n} {s[:16]}' for n, s in sums.items())}")
+    progress.say(f"losses: {plot_losses(workdir)}")
 
 
 class Loop:

@@ -21,6 +21,7 @@ from mlingo_jax.data.hearing import Ear
 from mlingo_jax.data.pipeline import CachedMusic, Examples, HeardMusic, Music
 from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.errors import UserError
+from mlingo_jax.training.run import check_run
 
 ENCODER = "encoder.json"
 
@@ -67,13 +68,12 @@ def open_music(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
     return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, examples, mesh)
 
 
-def hear_clips(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> tuple[FeatureCache, dict[str, str]]:
+def hear_clips(config: Config, clips: Mapping[str, Audio], tower: Tower) -> tuple[FeatureCache, dict[str, str]]:
     """The run's cache with all clips that can be heard, and why the others cannot.
 
     Raises:
         UserError: see `mlingo_jax.data.features.hear`; the message names what sets a cache of another kind apart.
     """
-    tower = _load_encoder(config, mesh)
     audio = AudioSettings.from_folder(tower.folder)
     keep = config.adapter.learn_states
     ear = Ear(tower.graphdef, tower.params, tower.config, audio, window=config.mert.window, keep_states=keep)
@@ -107,7 +107,7 @@ def lasting(source: str) -> str:
 
 
 def _heard_in_step(config: Config, mesh: Mesh) -> RunMusic:
-    tower = _load_encoder(config, mesh)
+    tower = load_encoder(config, mesh)
     window, frames = config.mert.window, tower.config.frames
     music = HeardMusic(
         AudioSettings.from_folder(tower.folder),
@@ -124,7 +124,9 @@ def _heard_before(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
     clips = {e.clip: e.audio for e in (examples[i] for i in range(len(examples)))}
     cache, unheard = _complete_cache(config, clips), {}
     if cache is None:
-        cache, unheard = hear_clips(config, clips, mesh)
+        tower = load_encoder(config, mesh)
+        check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
+        cache, unheard = hear_clips(config, clips, tower)
     music = CachedMusic(cache, clips.keys() - unheard.keys())
     states = music.shape[0] if config.adapter.learn_states else None
     path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
@@ -146,7 +148,8 @@ def _complete_cache(config: Config, clips: dict[str, Audio]) -> FeatureCache | N
     return cache if same and known and made.encoder.get("dtype") == config.mert.dtype else None
 
 
-def _load_encoder(config: Config, mesh: Mesh) -> Tower:
+def load_encoder(config: Config, mesh: Mesh) -> Tower:
+    """The encoder. Raises UserError if it is not named or cannot be loaded."""
     if not config.mert.path:
         raise UserError("config.mert.path is empty: name the encoder, a folder or a hub id, to hear the clips with")
     return load_tower(config.mert.path, kind="mert", dtype=config.mert.dtype, mesh=mesh)

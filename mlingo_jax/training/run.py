@@ -84,8 +84,8 @@ def check_config(config: Config) -> None:
     _refuse(workdir, [(f"config.{name}", before.get(name), now[name]) for name in fixed])
 
 
-def check_run(workdir: Path, run: Mapping[str, Any]) -> None:
-    """If the workdir holds a run, refuses one with other towers, another prompt or other data.
+def check_run(workdir: Path, run: Mapping[str, Any], parts: tuple[str, ...] = ESSENTIAL) -> None:
+    """If the workdir holds a run, refuses one with other towers, another prompt or other data (or other `parts`).
 
     Raises:
         UserError: names what differs, with both values.
@@ -93,7 +93,7 @@ def check_run(workdir: Path, run: Mapping[str, Any]) -> None:
     if not is_run(workdir):
         return
     before, now = dict(_flatten(read_run(workdir))), dict(_flatten(run))
-    names = [n for n in {**before, **now} if n.startswith(ESSENTIAL) and not n.endswith("identity.name")]
+    names = [n for n in {**before, **now} if n.startswith(parts) and not n.endswith("identity.name")]
     _refuse(workdir, [(name, before.get(name), now.get(name)) for name in names])
 
 

@@ -1,0 +1,38 @@
+"""A command's end: a mistake is one line, and Ctrl-C stops it whatever it is at."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COLLECTING = """
+import gc, os, signal, time
+from mlingo_jax.errors import run_door
+left = [1]
+def interrupt(*_):
+    if left: left.pop(), os.kill(os.getpid(), signal.SIGINT)
+def main():
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    time.sleep(60)
+run_door(main)
+"""
+MISTAKEN = """
+from mlingo_jax.errors import UserError, run_door
+def main(): raise UserError("music.wav: there is no music in it")
+run_door(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "shown"),
+    [
+        pytest.param(COLLECTING, 130, "stopped by the keyboard\n", id="interrupted while garbage is collected"),
+        pytest.param(MISTAKEN, 1, "error: music.wav: there is no music in it\n", id="mistaken"),
+    ],
+)
+def test_a_command_ends_with_one_line(program, code, shown):
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (code, shown)
