@@ -128,7 +128,9 @@ def new_target(target: Path, *, folder: bool) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{target}: not written: {error}") from error
     finally:
-        _remove(partial)
+        # A folder that cannot be written has been reported above, and holds nothing to remove.
+        with contextlib.suppress(OSError):
+            _remove(partial)
 
 
 def _remove(path: Path) -> None:

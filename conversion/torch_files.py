@@ -85,7 +85,7 @@ def _unpickle(path: Path, *, mmap: bool) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: corrupt, or holds more than tensors and plain values, which is not loaded") from error
     except Exception as error:  # torch raises errors of many kinds over a broken file.
-        reason = str(error).partition("\n")[0]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
         raise UserError(f"{path}: truncated or corrupt ({reason}); download it again") from error
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

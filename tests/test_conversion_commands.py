@@ -135,6 +135,12 @@ def test_nothing_is_left_of_a_target_that_failed(tmp_path: Path):
             assert not list(tmp_path.iterdir())
 
 
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"file/out: not written: .*Not a directory"):
+        fail(tmp_path / "file/out", True, ValueError())
+
+
 def fail(target: Path, folder: bool, error: BaseException) -> None:
     with new_target(target, folder=folder) as partial:
         (partial / "half" if folder else partial).write_text("written")
