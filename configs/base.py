@@ -25,6 +25,7 @@ def setting(
 
 
 DTYPES = ("bfloat16", "float32")
+MIXINGS = ("row", "step")
 
 
 @dataclasses.dataclass
@@ -68,12 +69,18 @@ class DataConfig:
     """The examples."""
 
     manifest: str = setting("", "jsonl of audio, question, answer; split (train or eval) if wanted", free=True)
+    datasets: str = setting("", "instead of a manifest: prepared DATASET:SPLIT[=WEIGHT], separated by commas")
+    evaluate: str = setting("", "with datasets: DATASET:SPLIT to evaluate on; empty: no evaluation")
+    data_dir: str = setting("data", "folder of the prepared datasets", free=True)
+    mixing: str = setting("row", "several datasets: in each micro-batch (row) or in turn (step)", choices=MIXINGS)
+    eval_most: int = setting(0, "examples to evaluate on at most; 0: all that are held out", least=0)
     eval_share: float = setting(0.05, "clips held out where the manifest names no split", least=0, most=0.5)
     length: int = setting(0, "tokens in a row, music and padding included; 0: as the longest example needs", least=0)
+    packed: bool = setting(False, "several examples in a row; batch_size then counts rows; not with hear_in_step")
     hear_in_step: bool = setting(False, "hear the audio in every step instead of once into a feature cache")
     crop_seconds: float = setting(30.5, "with hear_in_step: random crop of longer clips, in seconds", least=1)
     max_unheard: float = setting(0.0, "share of clips that may fail; they are left out", least=0, most=1, free=True)
-    features: str = setting("", "folder of the feature cache; empty: WORKDIR/features", free=True)
+    features: str = setting("", "feature cache; empty: features/ in DATA_DIR (datasets) or WORKDIR", free=True)
 
 
 @dataclasses.dataclass
@@ -124,6 +131,7 @@ class Config:
 
     workdir: str = setting("runs/base", "folder of the run; one that holds a run is taken up again", free=True)
     seed: int = setting(42, "of everything that is random: adapter, order of the examples, crops", least=0)
+    dry_run: bool = setting(False, "show the settings, the data and the first batch, and stop", free=True)
     steps: int = setting(30_000, "micro-batches in the whole run", least=1)
     batch_size: int = setting(2, "examples in a micro-batch, over all devices", least=1)
     accumulate: int = setting(16, "micro-batches whose gradients make one update", least=1)

@@ -4,6 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from configs.base import DTYPES, Config
 from mlingo_jax.data.datasets.build import Options, build
 from mlingo_jax.data.datasets.examples import Examples
 from mlingo_jax.data.datasets.lp_music_caps import LPMusicCaps
@@ -13,6 +14,7 @@ from mlingo_jax.data.datasets.music_instruct import MusicInstruct
 from mlingo_jax.data.datasets.music_qa import MusicQA
 from mlingo_jax.data.datasets.song_describer import SongDescriber
 from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.training.config import check
 
 DATASETS: tuple[type[Examples], ...] = (MusicCaps, MusicInstruct, MusicQA, LPMusicCaps, SongDescriber, Manifest)
 
@@ -38,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_build, dataset=dataset)
         _add_build_options(command, dataset)
     _add_fetch(commands)
+    _add_features(commands)
     return parser
 
 
@@ -141,6 +144,41 @@ def _fetch(arguments: argparse.Namespace) -> None:
     annotations = MusicCaps(annotations=arguments.annotations).annotations()
     counts = fetch(annotations, arguments.audio, arguments.url, limits, retry=arguments.retry)
     print(counts.table())
+
+
+def _add_features(commands: argparse._SubParsersAction) -> None:
+    features = commands.add_parser(
+        "features", help="hears every clip of a prepared dataset once, for all later runs", allow_abbrev=False
+    )
+    defaults = Config()
+    add = features.add_argument
+    add("dataset", help="as it was prepared, with its config: music_caps, music_instruct/short")
+    add("--mert", required=True, metavar="PATH", help="the encoder, a folder or a hub id")
+    add("--data_dir", default=defaults.data.data_dir, help="where the records are (default %(default)s)")
+    add("--features", default="", metavar="FOLDER", help="where the features go (default DATA_DIR/features)")
+    add("--dtype", choices=DTYPES, default=defaults.mert.dtype, help="what is computed in (default %(default)s)")
+    add(
+        "--window",
+        type=int,
+        default=defaults.mert.window,
+        help="encoder frames averaged into one feature (default %(default)s)",
+    )
+    add("--states", action="store_true", help="keep the hidden states apart, for adapter.learn_states")
+    add("--max_unheard", type=float, default=0.0, metavar="SHARE", help="of clips that may fail (default %(default)s)")
+    features.set_defaults(run=_features)
+
+
+def _features(arguments: argparse.Namespace) -> None:
+    # JAX is not loaded for the other commands.
+    from mlingo_jax.training.hear import hear_collection
+
+    config = Config()
+    config.mert.path, config.mert.dtype, config.mert.window = arguments.mert, arguments.dtype, arguments.window
+    config.adapter.learn_states = arguments.states
+    config.data.datasets, config.data.data_dir = arguments.dataset, arguments.data_dir
+    config.data.features, config.data.max_unheard = arguments.features, arguments.max_unheard
+    check(config)
+    print(hear_collection(config, arguments.dataset))
 
 
 def _first_line(dataset: type[Examples]) -> str:

@@ -30,6 +30,15 @@ def _run(config: Config) -> None:
     # Imported late: --help and mistakes on the command line need none of the numerical libraries.
     from mlingo_jax.training.loop import train
 
+    if config.data.datasets:
+        from mlingo_jax.training.missing import require_all
+
+        require_all(config)
+    if config.dry_run:
+        from mlingo_jax.training.dry_run import dry_run
+
+        print(dry_run(config))
+        return
     if config.demo is None:
         train(config)
         return

@@ -177,7 +177,7 @@ def prompt(tmp_path_factory) -> Prompt:
 @pytest.fixture(params=["cached", "heard"])
 def music(request, examples, cache):
     if request.param == "cached":
-        return CachedMusic(cache, examples)
+        return CachedMusic(cache, {e.clip for e in examples})
     return HeardMusic(AUDIO, seconds=2.5, tokens=tokens, minimum=400)
 
 
@@ -186,7 +186,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 
 def test_rows_are_the_prompts_with_their_music(examples, prompt, cache):
-    music = CachedMusic(cache, examples)
+    music = CachedMusic(cache, {e.clip for e in examples})
     (batch,) = evaluation_batches(examples, prompt, music, length=96, batch=len(examples))
     assert batch["music"].shape == (len(examples), 4, 3)
     for b, example in enumerate(examples):
@@ -314,4 +314,4 @@ def test_a_file_that_breaks_while_training_is_named(examples, prompt, tmp_path):
 def test_a_clip_without_features_is_named(examples, cache):
     other = [*examples, Example("new.wav", Path("new.wav"), "Q", "A", None, "data:9")]
     with pytest.raises(UserError, match=r"no music features of 'new\.wav'"):
-        CachedMusic(cache, other)
+        CachedMusic(cache, [e.clip for e in other])

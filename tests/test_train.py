@@ -118,7 +118,8 @@ def finished(corpus, environment, tmp_path_factory) -> tuple[Path, str]:
 def test_a_run_leaves_its_folder(finished, corpus):
     workdir, _ = finished
     names = {path.name for path in workdir.iterdir()}
-    assert names == {"config.json", "run.json", "checkpoints", "features", "metrics.jsonl", "tensorboard", "loss.png"}
+    files = {"config.json", "run.json", "metrics.jsonl", "loss.png", ".lock"}
+    assert names == files | {"checkpoints", "features", "tensorboard"}
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["100", "120"]
     assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert any(path.stat().st_size > 10_000 for path in (workdir / "tensorboard").iterdir())

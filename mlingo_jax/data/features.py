@@ -27,8 +27,9 @@ from jaxtyping import Float, Float32
 from tqdm import tqdm
 
 import mlingo_jax
-from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings, read_audio
+from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings
 from mlingo_jax.data.datasets.lock import alone
+from mlingo_jax.data.stored import Audio, read_clip
 from mlingo_jax.errors import UserError
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -165,7 +166,7 @@ class FeatureCache:
 
 
 def hear(
-    clips: Mapping[str, Path],
+    clips: Mapping[str, Audio],
     ear: Callable[[Sequence[Waveform]], Sequence[Features]],
     folder: str | Path,
     fingerprint: Fingerprint,
@@ -176,7 +177,7 @@ def hear(
 ) -> tuple[FeatureCache, dict[str, str]]:
     """Puts the features of all clips that are not there yet into the cache in `folder`, made if need be.
 
-    clips: the audio file of each clip. ear: from waveforms as `read_audio` gives them to features. minimum: samples a
+    clips: the audio of each clip. ear: from waveforms as `read_audio` gives them to features. minimum: samples a
     clip must have. A shard holds the clips of `shard_clips` files; after a kill, only the shard in work is heard again.
 
     Returns the cache, and why each clip that cannot be heard cannot. Raises UserError when these are more than
@@ -197,7 +198,7 @@ def hear(
 
 
 def _hear_missing(
-    clips: Mapping[str, Path],
+    clips: Mapping[str, Audio],
     ear: Callable[[Sequence[Waveform]], Sequence[Features]],
     folder: Path,
     fingerprint: Fingerprint,
@@ -206,7 +207,7 @@ def _hear_missing(
 ) -> dict[str, str]:
     """Hears what is not in the cache yet, shard by shard; returns why each clip that cannot be heard cannot."""
     cache = _open_or_make(folder, fingerprint)
-    todo = {name: path for name, path in clips.items() if name not in cache}
+    todo = {name: clip for name, clip in clips.items() if name not in cache}
     if todo:
         # Nothing is added from another kind of device: its rounding would set some clips apart from the others.
         cache._require_fit(fingerprint, ignore=("versions",))
@@ -246,21 +247,21 @@ def _hear_in_batches(
 
 
 def read_ahead(
-    clips: Mapping[str, Path], audio: AudioSettings, minimum: int
+    clips: Mapping[str, Audio], audio: AudioSettings, minimum: int
 ) -> Iterator[tuple[str, Waveform | UserError]]:
-    """Reads files in threads, a few ahead of what is asked for, and gives them in order."""
+    """Reads clips in threads, a few ahead of what is asked for, and gives them in order."""
 
-    def read(path: Path) -> Waveform | UserError:
+    def read(clip: Audio) -> Waveform | UserError:
         try:
-            return read_audio(path, audio, minimum=minimum)
+            return read_clip(clip, audio, minimum=minimum)
         except UserError as error:
             return error
 
     workers = min(os.cpu_count() or 1, 8)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[tuple[str, Future[Waveform | UserError]]] = deque()
-        for name, path in clips.items():
-            waiting.append((name, pool.submit(read, path)))
+        for name, clip in clips.items():
+            waiting.append((name, pool.submit(read, clip)))
             if len(waiting) > 2 * workers:
                 name, future = waiting.popleft()
                 yield name, future.result()

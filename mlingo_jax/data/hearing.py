@@ -19,6 +19,8 @@ from mlingo_jax.models.mert import Mert, MertConfig
 # Padded lengths in seconds: each is one compiled program, and padding costs a third of the work at most.
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
+SECONDS = 30.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Ear:
@@ -35,7 +37,7 @@ class Ear:
     config: MertConfig
     audio: AudioSettings
     window: int
-    seconds: float = 30.0
+    seconds: float = SECONDS
     keep_states: bool = False
     batch_seconds: float = 32.0
 
@@ -52,9 +54,7 @@ class Ear:
 
     def tokens(self, samples: int) -> int:
         """The number of features of a clip of so many samples."""
-        rate = self.audio.sample_rate
-        pieces = windows(np.broadcast_to(np.float32(0), samples), round(self.seconds * rate), rate)
-        return sum(-(-self.config.frames(len(piece)) // self.window) for piece in pieces)
+        return count_tokens(samples, self.audio, self.config, self.window, self.seconds)
 
     def _hear(self, pieces: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
         features: dict[int, np.ndarray] = {}
@@ -81,6 +81,13 @@ class Ear:
     def _padded_length(self, samples: int) -> int:
         rate = self.audio.sample_rate
         return next((s * rate for s in LENGTHS if s * rate >= samples), samples)
+
+
+def count_tokens(samples: int, audio: AudioSettings, config: MertConfig, window: int, seconds: float = SECONDS) -> int:
+    """The number of features that an `Ear` with these settings hears in a clip of so many samples."""
+    rate = audio.sample_rate
+    pieces = windows(np.broadcast_to(np.float32(0), samples), round(seconds * rate), rate)
+    return sum(-(-config.frames(len(piece)) // window) for piece in pieces)
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))

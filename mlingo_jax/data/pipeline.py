@@ -8,20 +8,25 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import grain
 import numpy as np
+from jaxtyping import Int32
 
-from mlingo_jax.data.audio import AudioSettings, crop, normalize, read_audio
+from mlingo_jax.data.audio import AudioSettings, crop, normalize
 from mlingo_jax.data.features import FeatureCache
+from mlingo_jax.data.packing import Packing, join
 from mlingo_jax.data.prompt import Prompt, Row, collate
+from mlingo_jax.data.stored import Audio, read_clip
 from mlingo_jax.errors import UserError
 
 # JSON can spell what is not text: no tokenizer and no file system takes it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+_MEASURED_AT_ONCE = 4096
 
 Batch = dict[str, np.ndarray]
 """The fields of the batch contract, and `example`, int32 [B]: each row's place in the list of examples, -1 for none."""
@@ -29,14 +34,26 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One question about one clip. `clip` names the clip as the manifest does; `where` is "file:line", for messages."""
+    """One question about one clip.
+
+    clip: its name, the manifest's or COLLECTION/ID. where: "file:line" or "dataset:split[number]", for messages.
+    """
 
     clip: str
-    audio: Path
+    audio: Audio
     question: str
     answer: str
     split: Literal["train", "eval"] | None
     where: str
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """Examples by their places: a list, or records that are read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
 
 
 def read_manifest(path: str | Path, *, heard: Container[str] = ()) -> list[Example]:
@@ -80,10 +97,10 @@ def split_examples(examples: Sequence[Example], eval_fraction: float) -> tuple[l
 class CachedMusic:
     """Music features from a cache: the field `music`, [M, D] or [S, M, D] per row, zeros after the clip's own K."""
 
-    def __init__(self, cache: FeatureCache, examples: Sequence[Example]):
-        """Raises UserError if an example's clip is not in the cache."""
+    def __init__(self, cache: FeatureCache, clips: Collection[str]):
+        """Raises UserError if a clip is not in the cache."""
         self.cache = cache
-        shapes = [cache.shape(clip) for clip in {example.clip: None for example in examples}]
+        shapes = [cache.shape(clip) for clip in clips]
         most = max(shape[-2] for shape in shapes)
         self.shape = (*shapes[0][:-2], most, shapes[0][-1])
 
@@ -125,7 +142,7 @@ class HeardMusic:
         waveform = np.zeros(self._samples, np.float32)
         if example is None:
             return 0, {"waveform": waveform, "waveform_length": np.array(0, np.int32)}
-        heard = read_audio(example.audio, self.audio, minimum=self.minimum)
+        heard = read_clip(example.audio, self.audio, minimum=self.minimum)
         heard = crop(heard, self._samples, rng if self.random else None)
         waveform[: len(heard)] = normalize(heard) if self.audio.normalize else heard
         return self.tokens(len(heard)), {"waveform": waveform, "waveform_length": np.array(len(heard), np.int32)}
@@ -135,26 +152,54 @@ class HeardMusic:
         return round(self.seconds * self.audio.sample_rate)
 
 
-Music = CachedMusic | HeardMusic
-"""Where rows get their music from."""
+@runtime_checkable
+class Music(Protocol):
+    """Where rows get their music from."""
+
+    def most_tokens(self, example: Example) -> int:
+        """The most music tokens that the example's row can have."""
+        ...
+
+    def load(self, example: Example | None, rng: np.random.Generator | None) -> tuple[int, Batch]:
+        """The number of music tokens and the music's fields of one row; without an example, of an empty row."""
+        ...
+
+
+Stream = Any  # A grain.MapDataset: its type parameter changes along the way.
 
 
 @dataclasses.dataclass(frozen=True)
 class RowSizes:
-    """How long the rows of a set of examples are. `cut` counts the answers that are longer than their limit."""
+    """How long the rows of a set of examples are.
 
-    longest: int
+    lengths: each row's, music included; music: its music tokens. cut: answers that are longer than their limit.
+    """
+
+    lengths: Int32[np.ndarray, "E"]
+    music: Int32[np.ndarray, "E"]
     longest_where: str
-    mean: float
     cut: int
 
+    @property
+    def longest(self) -> int:
+        return int(self.lengths.max())
 
-def measure_rows(examples: Sequence[Example], prompt: Prompt, music: Music) -> RowSizes:
-    """Tokenises all examples once, to know what row length they need."""
-    lengths, cut = prompt.lengths([e.question for e in examples], [e.answer for e in examples])
-    lengths = lengths + np.array([music.most_tokens(e) for e in examples])
-    longest = int(lengths.argmax())
-    return RowSizes(int(lengths[longest]), examples[longest].where, float(lengths.mean()), int(cut.sum()))
+    @property
+    def mean(self) -> float:
+        return float(self.lengths.mean())
+
+
+def measure_rows(examples: Examples, prompt: Prompt, music: Music) -> RowSizes:
+    """Tokenises all examples once, some at a time, to know what row length they need."""
+    lengths, tokens, cut = np.zeros(len(examples), np.int32), np.zeros(len(examples), np.int32), 0
+    for start in range(0, len(examples), _MEASURED_AT_ONCE):
+        places = range(start, min(start + _MEASURED_AT_ONCE, len(examples)))
+        some = [examples[i] for i in places]
+        texts, too_long = prompt.lengths([e.question for e in some], [e.answer for e in some])
+        tokens[places.start : places.stop] = [music.most_tokens(e) for e in some]
+        lengths[places.start : places.stop] = texts + tokens[places.start : places.stop]
+        cut += int(too_long.sum())
+    return RowSizes(lengths, tokens, examples[int(lengths.argmax())].where, cut)
 
 
 def row_length(sizes: RowSizes, length: int | None, *, multiple: int = 16) -> int:
@@ -173,7 +218,7 @@ def row_length(sizes: RowSizes, length: int | None, *, multiple: int = 16) -> in
 
 
 def make_dataset(
-    examples: Sequence[Example],
+    examples: Examples,
     prompt: Prompt,
     music: Music,
     *,
@@ -183,21 +228,44 @@ def make_dataset(
     process: int = 0,
     processes: int = 1,
     threads: int = 2,
+    parts: Sequence[range] = (),
+    weights: Sequence[float] = (),
+    apart: bool = False,
+    packing: Packing | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """An endless stream of batches of `batch` rows for this process; its state can be saved and set again at any batch.
 
     All examples come once, in an order drawn for each epoch, before any comes again. The stream is dealt out to the
     processes row by row: taken together, their batches are the same whatever the number of processes.
+
+    The examples may be a mixture: `parts` says which places belong together, `weights` how often each part is drawn
+    from; each has epochs of its own. Every batch has rows of all parts, or, with `apart`, of one.
+
+    With `packing`, rows hold several examples, `parts` is the packing's, and `example` is [B, E], filled up with -1.
     """
-    rows = _Rows(examples, prompt, music, length)
-    stream = grain.MapDataset.range(len(examples)).shuffle(seed).repeat().random_map(rows.load, seed=seed)
-    batches = stream[process::processes].batch(batch, drop_remainder=True, batch_fn=rows.collate)
+    if packing is None:
+        rows, parts = _Rows(examples, prompt, music, length), parts or [range(len(examples))]
+    else:
+        rows, parts = _PackedRows(examples, prompt, music, length, packing), packing.parts
+
+    def load(stream: Stream) -> Stream:
+        return stream.random_map(rows.load, seed=seed)
+
+    def deal(stream: Stream) -> Stream:
+        return stream[process::processes].batch(batch, drop_remainder=True, batch_fn=rows.collate)
+
+    streams = [grain.MapDataset.range(part.start, part.stop).shuffle(seed).repeat() for part in parts]
+    weights = weights or [1.0] * len(streams)
+    if apart:
+        batches = grain.MapDataset.mix([deal(load(stream)) for stream in streams], weights)
+    else:
+        batches = deal(load(grain.MapDataset.mix(streams, weights)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     return iter(batches.to_iter_dataset(options))
 
 
 def evaluation_batches(
-    examples: Sequence[Example],
+    examples: Examples,
     prompt: Prompt,
     music: Music,
     *,
@@ -220,7 +288,7 @@ def evaluation_batches(
 class _Rows:
     """Builds rows from examples' places, and batches from rows."""
 
-    examples: Sequence[Example]
+    examples: Examples
     prompt: Prompt
     music: Music
     length: int
@@ -237,6 +305,35 @@ class _Rows:
         music = {name: np.stack([fields[name] for *_, fields in loaded]) for name in loaded[0][2]}
         example = np.array([place for place, *_ in loaded], np.int32)
         return {**collate(rows, self.length, len(loaded)), **music, "example": example}
+
+
+@dataclasses.dataclass(frozen=True)
+class _PackedRows:
+    """The same for rows of several examples, whose music is cached."""
+
+    examples: Examples
+    prompt: Prompt
+    music: Music
+    length: int
+    packing: Packing
+
+    def load(self, number: int, rng: np.random.Generator) -> tuple[Row, np.ndarray, np.ndarray]:
+        rows, features = [], []
+        example = np.full(self.packing.examples, -1, np.int32)
+        places = self.packing[number]
+        example[: len(places)] = places
+        for one in map(self.examples.__getitem__, places):
+            tokens, fields = self.music.load(one, rng)
+            rows.append(self.prompt.row(one.question, one.answer, tokens))
+            features.append(fields["music"][..., :tokens, :])
+        heard = np.concatenate(features, axis=-2)
+        music = np.zeros((*heard.shape[:-2], self.packing.music, heard.shape[-1]), np.float32)
+        music[..., : heard.shape[-2], :] = heard
+        return join(rows), music, example
+
+    def collate(self, loaded: Sequence[tuple[Row, np.ndarray, np.ndarray]]) -> Batch:
+        rows, music, example = zip(*loaded, strict=True)
+        return {**collate(rows, self.length, len(rows)), "music": np.stack(music), "example": np.stack(example)}
 
 
 def _parse_line(line: bytes, where: str, folder: Path) -> Example:
@@ -282,7 +379,7 @@ def _require_one_split(examples: Sequence[Example]) -> None:
 
 def _require_audio(examples: Sequence[Example], heard: Container[str]) -> None:
     clips = {example.clip: example for example in reversed(examples) if example.clip not in heard}
-    missing = [example for example in reversed(clips.values()) if not example.audio.is_file()]
+    missing = [e for e in reversed(clips.values()) if isinstance(e.audio, Path) and not e.audio.is_file()]
     if missing:
         raise UserError(
             f"{missing[0].where}: there is no audio file {missing[0].audio}; "

@@ -12,20 +12,21 @@ from jax.sharding import Mesh
 
 from configs.base import Config
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower
+from mlingo_jax.data.mixture import Mixture
+from mlingo_jax.data.packing import ROW_LENGTH, pack
 from mlingo_jax.data.pipeline import (
     Batch,
-    Example,
+    Examples,
     evaluation_batches,
     make_dataset,
     measure_rows,
-    read_manifest,
     row_length,
-    split_examples,
 )
 from mlingo_jax.data.prompt import Prompt, load_tokenizer
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.training.music import RunMusic, heard_clips, lasting, mean_seconds, open_music
+from mlingo_jax.training.examples import read_examples
+from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, open_music
 from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
 from mlingo_jax.training.sharding import check_batch
@@ -41,6 +42,7 @@ class Assembly:
     run: the contents of run.json.
     train_batches, eval_batches: make the endless stream of batches, and one pass over the held-out examples.
     seconds: of audio in an example, on average; None if the audio is not there any more.
+    row_examples: examples in a row, on average.
     notes: what the user should know of the data, a line each.
     """
 
@@ -51,6 +53,7 @@ class Assembly:
     train_batches: Callable[[], grain.DatasetIterator[Batch]]
     eval_batches: Callable[[], Iterator[Batch]]
     seconds: float | None
+    row_examples: float
     notes: list[str]
 
 
@@ -62,22 +65,33 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
     """
     check_batch(mesh, config.batch_size)
     for name, value, meaning in (
-        ("data.manifest", config.data.manifest, "the examples' jsonl"),
+        ("data.manifest", config.data.manifest or config.data.datasets, "the examples' jsonl"),
         ("llm.path", config.llm.path, "the language model, a folder or a hub id"),
     ):
         if not value:
             raise UserError(f"config.{name} is empty: name {meaning}, with --config.{name}=…")
+    if config.data.packed and config.data.hear_in_step:
+        raise UserError(
+            "config.data.packed: rows of several examples need music that is heard before; "
+            "set config.data.hear_in_step to false"
+        )
     settings = prompt_settings(config)
-    examples = read_manifest(config.data.manifest, heard=heard_clips(config))
-    music = open_music(config, examples, mesh)
-    train, held_out = split_examples([e for e in examples if e.clip not in music.unheard], config.data.eval_share)
-    if not train:
-        raise UserError(f"{config.data.manifest}: no examples to train on; all are held out for evaluation")
+    train, held_out = read_examples(config)
+    music = open_music(config, Mixture([train, held_out]), mesh)
+    if music.unheard:
+        train, held_out = train.without(music.unheard), held_out.without(music.unheard)
+    if not len(train):
+        raise UserError(f"{config.data.manifest or config.data.datasets}: no examples to train on")
 
     llm = load_tower(config.llm.path, kind="llama", dtype=config.llm.dtype, mesh=mesh)
     prompt = Prompt(load_tokenizer(llm.folder), settings)
-    sizes = measure_rows([*train, *held_out], prompt, music.music)
-    length = row_length(sizes, config.data.length or None)
+    sizes = measure_rows(Mixture([train, held_out]), prompt, music.music)
+    length = whole = row_length(sizes, config.data.length or None)
+    packing = None
+    if config.data.packed:
+        length = config.data.length or max(whole, ROW_LENGTH)
+        own, music_tokens = sizes.lengths[: len(train)], sizes.music[: len(train)]
+        packing = pack(own, music_tokens, train.ranges, length=length, seed=config.seed)
     graph, adapter = _make_adapter(config, music, llm)
     networks = Networks(adapter=graph, llm=llm.graphdef, mert=None, keep_states=config.adapter.learn_states)
     frozen = {"llm": llm.params}
@@ -92,17 +106,33 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         data=describe_data(train, held_out, length),
     )
 
-    rows = {"length": length, "batch": config.batch_size // jax.process_count()}
+    rows = {"batch": config.batch_size // jax.process_count()}
     place = {"process": jax.process_index(), "processes": jax.process_count()}
     return Assembly(
         networks=networks,
         frozen=frozen,
         adapter=adapter,
         run=run,
-        train_batches=lambda: make_dataset(train, prompt, music.music, **rows, seed=config.seed, **place),
-        eval_batches=lambda: evaluation_batches(held_out, prompt, music.music, **rows, **place),
+        train_batches=lambda: make_dataset(
+            train,
+            prompt,
+            music.music,
+            length=length,
+            **rows,
+            **place,
+            seed=config.seed,
+            parts=train.ranges,
+            packing=packing,
+            weights=train.weights,
+            apart=config.data.mixing == "step",
+        ),
+        eval_batches=lambda: evaluation_batches(held_out, prompt, music.music, length=whole, **rows, **place),
+        row_examples=len(train) / len(packing) if packing else 1.0,
         seconds=mean_seconds(train, most=config.data.crop_seconds if config.data.hear_in_step else math.inf),
-        notes=_notes(train, held_out, sizes.cut, sizes.mean, length, music),
+        notes=[
+            *_notes(train, held_out, sizes.cut, sizes.mean, length, music),
+            *([f"{len(packing):,} rows of up to {packing.examples} examples each"] if packing else []),
+        ],
     )
 
 
@@ -133,9 +163,7 @@ def _make_adapter(config: Config, music: RunMusic, llm: Tower) -> tuple[nnx.Grap
     )
 
 
-def _notes(
-    train: list[Example], held_out: list[Example], cut: int, mean: float, length: int, music: RunMusic
-) -> list[str]:
+def _notes(train: Examples, held_out: Examples, cut: int, mean: float, length: int, music: RunMusic) -> list[str]:
     notes = [
         f"{len(train):,} examples to train on, {len(held_out):,} held out; rows of {length} tokens, {mean:.0f} used"
     ]
@@ -145,6 +173,6 @@ def _notes(
         notes.append(
             f"{len(music.unheard):,} clips cannot be heard and are left out: {'; '.join(music.unheard.values())}"
         )
-    if not held_out:
+    if not len(held_out):
         notes.append("no examples are held out: there will be no evaluation")
     return notes

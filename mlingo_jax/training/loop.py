@@ -59,8 +59,9 @@ def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> Non
     write_run(workdir, config, assembly.run)
     saved = restore(workdir, remove_damaged=True)
     first = saved.step if saved else 0
+    examples = config.batch_size * assembly.row_examples
     with (
-        Progress(first, config.steps, config.batch_size, assembly.seconds, config.log.print_every) as progress,
+        Progress(first, config.steps, examples, assembly.seconds, config.log.print_every) as progress,
         Record(workdir, after=first) as record,
         Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
     ):

@@ -6,11 +6,10 @@ whose clips have all been heard does not load the encoder at all.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from jax.sharding import Mesh
 
 from configs.base import Config
@@ -19,7 +18,8 @@ from conversion.load import Tower, load_tower
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
 from mlingo_jax.data.hearing import Ear
-from mlingo_jax.data.pipeline import CachedMusic, Example, HeardMusic, Music
+from mlingo_jax.data.pipeline import CachedMusic, Examples, HeardMusic, Music
+from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.run import check_run
 
@@ -48,7 +48,8 @@ class RunMusic:
 
 def cache_folder(config: Config) -> Path:
     """Where the run's feature cache is, or will be."""
-    return Path(config.data.features or Path(config.workdir) / "features")
+    beside = config.data.data_dir if config.data.datasets else config.workdir
+    return Path(config.data.features or Path(beside) / "features")
 
 
 def heard_clips(config: Config) -> FeatureCache | tuple[()]:
@@ -58,7 +59,7 @@ def heard_clips(config: Config) -> FeatureCache | tuple[()]:
     return FeatureCache(folder) if used else ()
 
 
-def open_music(config: Config, examples: Sequence[Example], mesh: Mesh) -> RunMusic:
+def open_music(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
     """The music of all the examples' clips; hears those that have not been heard yet, unless that is the steps' work.
 
     Raises:
@@ -67,67 +68,12 @@ def open_music(config: Config, examples: Sequence[Example], mesh: Mesh) -> RunMu
     return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, examples, mesh)
 
 
-def mean_seconds(examples: Sequence[Example], *, most: float, sample: int = 100) -> float | None:
-    """The clips' mean duration (`most` each at most), from some files' headers; None if there are no files any more."""
-    durations = []
-    for example in examples[:: max(len(examples) // sample, 1)]:
-        try:
-            durations.append(min(soundfile.info(example.audio).duration, most))
-        except (soundfile.SoundFileError, OSError):
-            continue
-    return sum(durations) / len(durations) if durations else None
+def hear_clips(config: Config, clips: Mapping[str, Audio], tower: Tower) -> tuple[FeatureCache, dict[str, str]]:
+    """The run's cache with all clips that can be heard, and why the others cannot.
 
-
-def lasting(source: str) -> str:
-    """A folder's absolute path, so that it is found from elsewhere; a hub id as it is."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
-
-
-def _heard_in_step(config: Config, mesh: Mesh) -> RunMusic:
-    tower = _load_encoder(config, mesh)
-    window, frames = config.mert.window, tower.config.frames
-    music = HeardMusic(
-        AudioSettings.from_folder(tower.folder),
-        config.data.crop_seconds,
-        tokens=lambda samples: -(-frames(samples) // window),
-        minimum=tower.config.receptive_field,
-    )
-    states = tower.config.states if config.adapter.learn_states else None
-    return RunMusic(music, tower.config.width, states, tower.identity, lasting(config.mert.path), tower, {})
-
-
-def _heard_before(config: Config, examples: Sequence[Example], mesh: Mesh) -> RunMusic:
-    folder = cache_folder(config)
-    clips = {example.clip: example.audio for example in examples}
-    cache, unheard = _complete_cache(config, clips), {}
-    if cache is None:
-        cache, unheard = _hear(config, clips, mesh)
-        examples = [example for example in examples if example.clip not in unheard]
-    music = CachedMusic(cache, examples)
-    states = music.shape[0] if config.adapter.learn_states else None
-    path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
-    return RunMusic(music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unheard)
-
-
-def _complete_cache(config: Config, clips: dict[str, Path]) -> FeatureCache | None:
-    """The cache, if all clips are in it and it is of this run's kind, as far as that is seen without the encoder."""
-    cache = heard_clips(config)
-    if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips):
-        return None
-    made = cache.fingerprint
-    same = (made.window, made.seconds, made.keep_states) == (
-        config.mert.window,
-        Ear.seconds,
-        config.adapter.learn_states,
-    )
-    known = not config.mert.path or _remembered(cache.folder).get("files") == _files(config.mert.path)
-    return cache if same and known and made.encoder.get("dtype") == config.mert.dtype else None
-
-
-def _hear(config: Config, clips: dict[str, Path], mesh: Mesh) -> tuple[FeatureCache, dict[str, str]]:
-    tower = _load_encoder(config, mesh)
-    check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
+    Raises:
+        UserError: see `mlingo_jax.data.features.hear`; the message names what sets a cache of another kind apart.
+    """
     audio = AudioSettings.from_folder(tower.folder)
     keep = config.adapter.learn_states
     ear = Ear(tower.graphdef, tower.params, tower.config, audio, window=config.mert.window, keep_states=keep)
@@ -147,7 +93,63 @@ def _hear(config: Config, clips: dict[str, Path], mesh: Mesh) -> tuple[FeatureCa
     return cache, unheard
 
 
-def _load_encoder(config: Config, mesh: Mesh) -> Tower:
+def mean_seconds(examples: Examples, *, most: float, sample: int = 100) -> float | None:
+    """The clips' mean duration (`most` each at most), from some files' headers; None if there are no files any more."""
+    places = range(0, len(examples), max(len(examples) // sample, 1))
+    durations = [min(d, most) for i in places if (d := duration(examples[i].audio)) is not None]
+    return sum(durations) / len(durations) if durations else None
+
+
+def lasting(source: str) -> str:
+    """A folder's absolute path, so that it is found from elsewhere; a hub id as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def _heard_in_step(config: Config, mesh: Mesh) -> RunMusic:
+    tower = load_encoder(config, mesh)
+    window, frames = config.mert.window, tower.config.frames
+    music = HeardMusic(
+        AudioSettings.from_folder(tower.folder),
+        config.data.crop_seconds,
+        tokens=lambda samples: -(-frames(samples) // window),
+        minimum=tower.config.receptive_field,
+    )
+    states = tower.config.states if config.adapter.learn_states else None
+    return RunMusic(music, tower.config.width, states, tower.identity, lasting(config.mert.path), tower, {})
+
+
+def _heard_before(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
+    folder = cache_folder(config)
+    clips = {e.clip: e.audio for e in (examples[i] for i in range(len(examples)))}
+    cache, unheard = _complete_cache(config, clips), {}
+    if cache is None:
+        tower = load_encoder(config, mesh)
+        check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
+        cache, unheard = hear_clips(config, clips, tower)
+    music = CachedMusic(cache, clips.keys() - unheard.keys())
+    states = music.shape[0] if config.adapter.learn_states else None
+    path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
+    return RunMusic(music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unheard)
+
+
+def _complete_cache(config: Config, clips: dict[str, Audio]) -> FeatureCache | None:
+    """The cache, if all clips are in it and it is of this run's kind, as far as that is seen without the encoder."""
+    cache = heard_clips(config)
+    if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips):
+        return None
+    made = cache.fingerprint
+    same = (made.window, made.seconds, made.keep_states) == (
+        config.mert.window,
+        Ear.seconds,
+        config.adapter.learn_states,
+    )
+    known = not config.mert.path or _remembered(cache.folder).get("files") == _files(config.mert.path)
+    return cache if same and known and made.encoder.get("dtype") == config.mert.dtype else None
+
+
+def load_encoder(config: Config, mesh: Mesh) -> Tower:
+    """The encoder. Raises UserError if it is not named or cannot be loaded."""
     if not config.mert.path:
         raise UserError("config.mert.path is empty: name the encoder, a folder or a hub id, to hear the clips with")
     return load_tower(config.mert.path, kind="mert", dtype=config.mert.dtype, mesh=mesh)

@@ -13,7 +13,7 @@ class Progress:
     Speed and time left are reckoned from steps alone; the first one, which compiles, is left out.
     """
 
-    def __init__(self, first: int, steps: int, batch_size: int, seconds: float | None, print_every: int):
+    def __init__(self, first: int, steps: int, batch_size: float, seconds: float | None, print_every: int):
         """Starts after step `first` of `steps`; `seconds` is an example's audio on average, None if it is not known."""
         self._steps, self._batch_size, self._seconds = steps, batch_size, seconds
         self._print_every = print_every

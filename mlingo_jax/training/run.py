@@ -16,7 +16,7 @@ import jax
 
 import mlingo_jax
 from configs.base import Config
-from mlingo_jax.data.pipeline import Example
+from mlingo_jax.data.pipeline import Examples
 from mlingo_jax.data.prompt import PromptSettings
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.checkpoint import RUN, is_run, read_run
@@ -35,11 +35,14 @@ def prompt_settings(config: Config) -> PromptSettings:
     )
 
 
-def describe_data(train: Sequence[Example], held_out: Sequence[Example], length: int) -> dict[str, Any]:
+def describe_data(train: Examples, held_out: Examples, length: int) -> dict[str, Any]:
     """The examples' numbers, their fingerprint (clips, texts, order, split), and the rows' length."""
-    texts = [[[e.clip, e.question, e.answer] for e in side] for side in (train, held_out)]
-    fingerprint = sha256(json.dumps(texts).encode()).hexdigest()
-    return {"train": len(train), "eval": len(held_out), "length": length, "fingerprint": fingerprint}
+    digest = sha256()
+    for side in (train, held_out):
+        for example in (side[i] for i in range(len(side))):
+            digest.update(json.dumps([example.clip, example.question, example.answer]).encode())
+        digest.update(b"\n")
+    return {"train": len(train), "eval": len(held_out), "length": length, "fingerprint": digest.hexdigest()}
 
 
 def describe_run(

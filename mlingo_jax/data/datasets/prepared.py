@@ -57,6 +57,10 @@ class PreparedClips:
                 "again"
             )
 
+    def audio(self, clip: str) -> bytes:
+        """A clip's encoded audio. Raises UserError as `[]` does."""
+        return self[clip].audio
+
     def __len__(self) -> int:
         return len(self._hashes)
 
@@ -90,7 +94,7 @@ class PreparedClips:
 
 
 class Prepared:
-    """A prepared dataset: `splits` has the number of examples of each."""
+    """A prepared dataset: `splits` has the number of examples of each, `collection` names its clips."""
 
     def __init__(self, data_dir: str | Path, name: str):
         """name: the dataset, with its config after a slash if it has configs (`music_instruct/short`).
@@ -104,13 +108,14 @@ class Prepared:
                 f"{data_dir}: {name} is not prepared there; do so by `python -m mlingo_jax.prepare "
                 f"{name.partition('/')[0]} --data_dir {data_dir} ...`"
             )
-        self.splits: dict[str, int] = json.loads((self.folder / PREPARED).read_text(encoding="utf-8"))["splits"]
+        values = json.loads((self.folder / PREPARED).read_text(encoding="utf-8"))
+        self.splits: dict[str, int] = values["splits"]
+        self.collection: str = values["clips"]
 
     @functools.cached_property
     def clips(self) -> PreparedClips:
         """The clips that the examples are about, and perhaps more."""
-        values = json.loads((self.folder / PREPARED).read_text(encoding="utf-8"))
-        return PreparedClips(dataset_folder(self._data_dir, f"clips/{values['clips']}"))
+        return PreparedClips(dataset_folder(self._data_dir, f"clips/{self.collection}"))
 
     def examples(self, split: str) -> PreparedExamples:
         """The examples of a split. Raises UserError if there is no such split."""

@@ -1,0 +1,20 @@
+"""Stage 2 on MusicInstruct, short and long questions together: the original's 6 x 5,000 steps of 2 examples.
+
+    python -m mlingo_jax.train --config=finetune_mi --config.adapter.start=runs/pretrain
+
+Without a start the adapter is drawn at random. On d devices the original took 2 examples on each: batch_size = 2 d.
+"""
+
+from configs.base import Config
+from configs.base import get_config as base_config
+
+
+def get_config() -> Config:
+    config = base_config()
+    config.workdir = "runs/finetune_mi"
+    config.mert.path = "m-a-p/MERT-v1-330M"
+    config.llm.path = "weights/vicuna-v0"
+    config.data.datasets = "music_instruct/all:train"
+    config.data.evaluate = "music_instruct/all:test"
+    config.data.eval_most = 1000
+    return config

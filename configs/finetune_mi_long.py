@@ -1,0 +1,18 @@
+"""Stage 2 on MusicInstruct's long questions: 6 x 3,000 steps.
+
+python -m mlingo_jax.train --config=finetune_mi_long --config.adapter.start=runs/pretrain
+"""
+
+from configs.base import Config
+from configs.finetune_mi import get_config as finetune_mi_config
+
+
+def get_config() -> Config:
+    config = finetune_mi_config()
+    config.workdir = "runs/finetune_mi_long"
+    config.steps = 18_000
+    config.data.datasets = "music_instruct/long:train"
+    config.data.evaluate = "music_instruct/long:test"
+    config.optim.warmup_steps = 3000
+    config.optim.epoch_steps = 3000
+    return config

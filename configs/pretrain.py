@@ -1,0 +1,28 @@
+"""Stage 1 of the paper: captions of LP-MusicCaps-MSD without a prompt, 4 x 5,000 steps on four devices of 8 clips each.
+
+    python -m mlingo_jax.train --config=pretrain
+
+Stopped at any moment, the same command goes on. Without the data or the weights it says what is missing.
+"""
+
+from configs.base import Config
+from configs.base import get_config as base_config
+
+
+def get_config() -> Config:
+    config = base_config()
+    config.workdir = "runs/pretrain"
+    config.mert.path = "m-a-p/MERT-v1-330M"
+    config.llm.path = "weights/vicuna-v0"
+    config.steps = 20_000
+    config.batch_size = 32
+    config.accumulate = 1
+    config.prompt.template = ""
+    config.prompt.end_symbol = "\n"
+    config.prompt.max_answer_tokens = 32
+    config.data.datasets = "lp_music_caps/msd:train"
+    config.data.evaluate = "lp_music_caps/msd:valid"
+    config.data.eval_most = 1000
+    config.optim.lr = 1e-4
+    config.optim.min_lr = 8e-5
+    return config

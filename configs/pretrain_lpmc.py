@@ -1,0 +1,15 @@
+"""Stage 1 on LP-MusicCaps-MC, whose audio is MusicCaps': the way for those who cannot get MSD's.
+
+python -m mlingo_jax.train --config=pretrain_lpmc
+"""
+
+from configs.base import Config
+from configs.pretrain import get_config as pretrain_config
+
+
+def get_config() -> Config:
+    config = pretrain_config()
+    config.workdir = "runs/pretrain_lpmc"
+    config.data.datasets = "lp_music_caps/mc:train"
+    config.data.evaluate = "lp_music_caps/mc:test"
+    return config

@@ -1,0 +1,15 @@
+"""Stage 1 on MusicCaps, whose captions are by musicians.
+
+python -m mlingo_jax.train --config=pretrain_musiccaps
+"""
+
+from configs.base import Config
+from configs.pretrain import get_config as pretrain_config
+
+
+def get_config() -> Config:
+    config = pretrain_config()
+    config.workdir = "runs/pretrain_musiccaps"
+    config.data.datasets = "music_caps:train"
+    config.data.evaluate = "music_caps:eval"
+    return config

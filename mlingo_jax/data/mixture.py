@@ -1,0 +1,127 @@
+"""Examples from several places, one after the other, each place drawn from as often as its weight says.
+
+Nothing that grows with a prepared dataset is in memory: an example is read when it is asked for.
+"""
+
+import bisect
+import dataclasses
+import itertools
+import math
+from collections.abc import Container, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from mlingo_jax.data.datasets.prepared import Prepared
+from mlingo_jax.data.pipeline import Example, Examples
+from mlingo_jax.data.stored import StoredAudio
+from mlingo_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A split of a prepared dataset, and its weight in a mixture."""
+
+    dataset: str
+    split: str
+    weight: float = 1.0
+
+
+def parse_wanted(text: str, setting: str) -> list[Wanted]:
+    """Reads "music_qa:finetune, music_instruct/all:train=2"; a weight that is not given is 1.
+
+    Raises UserError, naming the setting, for whatever is not of this form.
+    """
+    wanted = []
+    for part in text.split(","):
+        name, has_weight, weight = part.strip().partition("=")
+        dataset, _, split = name.partition(":")
+        try:
+            found = Wanted(dataset, split, float(weight) if has_weight else 1.0)
+        except ValueError:
+            found = Wanted(dataset, split, math.nan)
+        if not dataset or not split or not 0 < found.weight < math.inf:
+            raise UserError(
+                f"{setting}: expected DATASET:SPLIT or DATASET:SPLIT=WEIGHT, separated by commas, as "
+                f'"music_qa:finetune=2"; found {part.strip()!r}'
+            )
+        wanted.append(found)
+    return wanted
+
+
+class PreparedSplit:
+    """The examples of one split of a prepared dataset; clips are named COLLECTION/ID."""
+
+    def __init__(self, data_dir: str | Path, dataset: str, split: str):
+        """Raises UserError if it was not prepared."""
+        prepared = Prepared(data_dir, dataset)
+        self._examples = prepared.examples(split)
+        self._collection, self._read = prepared.collection, prepared.clips.audio
+        self._where = f"{dataset}:{split}"
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        found = self._examples[index]
+        audio = StoredAudio(self._collection, found.clip, self._read)
+        clip = clip_name(self._collection, found.clip)
+        return Example(clip, audio, found.question, found.answer, None, f"{self._where}[{index}]")
+
+
+class Chosen:
+    """Some of the examples."""
+
+    def __init__(self, examples: Examples, places: Int[np.ndarray, "_"]):
+        self._examples, self._places = examples, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[int(self._places[index])]
+
+
+class Mixture:
+    """The examples of all parts, one part after the other; parts without weights weigh the same."""
+
+    def __init__(self, parts: Sequence[Examples], weights: Sequence[float] = ()):
+        self._parts = parts
+        self.weights = list(weights) or [1.0] * len(parts)
+        ends = list(itertools.accumulate(map(len, parts), initial=0))
+        self.ranges = [range(start, end) for start, end in itertools.pairwise(ends)]
+
+    def __len__(self) -> int:
+        return self.ranges[-1].stop if self.ranges else 0
+
+    def __getitem__(self, index: int) -> Example:
+        place = range(len(self))[index]
+        part = bisect.bisect_right(self.ranges, place, key=lambda r: r.start) - 1
+        return self._parts[part][place - self.ranges[part].start]
+
+    def without(self, clips: Container[str]) -> "Mixture":
+        """The mixture without all examples about these clips."""
+        return Mixture([_without(part, clips) for part in self._parts], self.weights)
+
+
+def read_mixture(data_dir: str | Path, wanted: Sequence[Wanted]) -> Mixture:
+    """The mixture of prepared splits. Raises UserError if one was not prepared."""
+    parts = [PreparedSplit(data_dir, part.dataset, part.split) for part in wanted]
+    return Mixture(parts, [part.weight for part in wanted])
+
+
+def clip_name(collection: str, clip: str) -> str:
+    """What a clip of a collection is called among all clips: in the feature cache, and in messages."""
+    return f"{collection}/{clip}"
+
+
+def evenly(examples: Examples, most: int) -> Examples:
+    """At most so many of the examples, at even distances; 0: all."""
+    if not 0 < most < len(examples):
+        return examples
+    return Chosen(examples, np.arange(most) * len(examples) // most)
+
+
+def _without(part: Examples, clips: Container[str]) -> Examples:
+    return Chosen(part, np.array([i for i in range(len(part)) if part[i].clip not in clips], np.int64))
