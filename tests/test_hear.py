@@ -58,7 +58,7 @@ def test_the_door_says_what_it_takes_and_hears_all(heard, folder):
 
 def test_a_run_finds_what_was_heard(heard, folder, tmp_path, capsys):
     train(settings(folder, tmp_path / "run"))
-    assert "not loaded: all clips have been heard" in capsys.readouterr().err
+    assert "not needed: every clip has been heard" in capsys.readouterr().err
     *steps, last = read_metrics(tmp_path / "run")
     assert [record["step"] for record in steps] == [1, 2, 3]
     assert last["eval_tokens"] > 0

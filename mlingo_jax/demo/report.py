@@ -108,7 +108,7 @@ def _markdown(values: Mapping[str, Any]) -> str:
         "",
         table(values["held_out"]),
         "",
-        f"The whole run took {values['seconds']:.0f} s. Its materials were made in: {made}.",
+        f"This run took {values['seconds']:.0f} s. Its materials were made in: {made}.",
         "",
         "![The losses over the steps](loss.png)",
         "",

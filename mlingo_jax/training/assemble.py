@@ -11,7 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from configs.base import Config
+from conversion.folders import find
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower
+from conversion.towers import open_tower
 from mlingo_jax.data.mixture import Mixture
 from mlingo_jax.data.packing import ROW_LENGTH, pack
 from mlingo_jax.data.pipeline import (
@@ -31,6 +33,9 @@ from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
 from mlingo_jax.training.sharding import check_batch
 from mlingo_jax.training.step import Networks
+
+# Of the clips that cannot be heard, so many are named.
+NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +80,11 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
             "config.data.packed: rows of several examples need music that is heard before; "
             "set config.data.hear_in_step to false"
         )
-    settings = prompt_settings(config)
+    # Opened, not loaded: a wrong path is told before hours of hearing.
+    files = open_tower(find(config.llm.path), "llama").files
+    if files is None:
+        raise UserError(f"{config.llm.path}: has no tokenizer; run python -m conversion.to_jax on it first")
+    prompt = Prompt(load_tokenizer(files), prompt_settings(config))
     train, held_out = read_examples(config)
     music = open_music(config, Mixture([train, held_out]), mesh)
     if music.unheard:
@@ -84,7 +93,6 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         raise UserError(f"{config.data.manifest or config.data.datasets}: no examples to train on")
 
     llm = load_tower(config.llm.path, kind="llama", dtype=config.llm.dtype, mesh=mesh)
-    prompt = Prompt(load_tokenizer(llm.folder), settings)
     sizes = measure_rows(Mixture([train, held_out]), prompt, music.music)
     length = whole = row_length(sizes, config.data.length or None)
     packing = None
@@ -146,7 +154,7 @@ def overview(assembly: Assembly) -> list[str]:
         dtypes = ", ".join(sorted({str(a.dtype) for a in arrays}))
         lines.append(f"{state:8}{name:8}{sum(a.size for a in arrays):>15,} parameters, {dtypes}")
     if "mert" not in assembly.frozen:
-        lines.append(f"{'frozen':8}{'mert':8}{'':>15} not loaded: all clips have been heard")
+        lines.append(f"{'frozen':8}{'mert':8}{'':>15} not needed: every clip has been heard")
     return lines
 
 
@@ -171,7 +179,8 @@ def _notes(train: Examples, held_out: Examples, cut: int, mean: float, length: i
         notes.append(f"{cut:,} answers are longer than prompt.max_answer_tokens and are cut")
     if music.unheard:
         notes.append(
-            f"{len(music.unheard):,} clips cannot be heard and are left out: {'; '.join(music.unheard.values())}"
+            f"{len(music.unheard):,} clips cannot be heard and are left out: "
+            + "; ".join([*list(music.unheard.values())[:NAMED], *["…"] * (len(music.unheard) > NAMED)])
         )
     if not len(held_out):
         notes.append("no examples are held out: there will be no evaluation")

@@ -68,13 +68,18 @@ def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> Non
         for line in [*overview(assembly), *assembly.notes]:
             progress.say(line)
         if saved:
-            progress.say(f"{workdir}: going on after step {first} of {config.steps}")
+            finished = first == config.steps
+            progress.say(f"{workdir}: {'is finished' if finished else 'going on'} after step {first} of {config.steps}")
             if changes := changes_since(workdir, assembly.run):
                 progress.say(f"since the run began {'; '.join(changes)}: losses may differ in their last digits")
         Loop(config, assembly, mesh, record, progress, checkpoints).run(saved)
     sums = prove_frozen(assembly)
     progress.say(f"the frozen towers are unchanged: {', '.join(f'{n} {s[:16]}' for n, s in sums.items())}")
     progress.say(f"losses: {plot_losses(workdir)}")
+    if config.demo is None:
+        progress.say(
+            f"ask it: python -m mlingo_jax.caption FILES --adapter {workdir} --question … --output answers.jsonl"
+        )
 
 
 class Loop:
