@@ -118,10 +118,10 @@ def fit_adapter(
             f"{source}: the adapter does not fit: expected {expected} for an encoder of width {features} and a "
             f"language model of width {tokens}, found {found}; name the towers it was trained with"
         )
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
-    if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(params)):
+    given: dict[str, Any] = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(given)):
         raise UserError(f"{source}: the adapter holds numbers that are not finite; give another checkpoint")
-    return graph, params
+    return graph, given
 
 
 def partition(axes: str, shape: Shape, mesh: Mesh | AbstractMesh) -> P:
