@@ -45,7 +45,7 @@ class Ear:
         """Music features [K, D] (or [S, K, D]) of each clip, float32; clips are mono at the encoder's sample rate."""
         rate = self.audio.sample_rate
         pieces = [windows(w, round(self.seconds * rate), rate) for w in waveforms]
-        heard = self._hear([normalize(p) if self.audio.normalize else p for clip in pieces for p in clip])
+        heard = self._hear([piece for clip in pieces for piece in clip])
         features, at = [], 0
         for clip in pieces:
             features.append(np.concatenate(heard[at : at + len(clip)], axis=-2))
@@ -70,7 +70,7 @@ class Ear:
             batch = np.zeros((rows, padded), np.float32)
             lengths = np.full(rows, len(pieces[fits[0]]), np.int32)
             for row, i in enumerate(fits):
-                batch[row, : len(pieces[i])] = pieces[i]
+                batch[row, : len(pieces[i])] = normalize(pieces[i]) if self.audio.normalize else pieces[i]
                 lengths[row] = len(pieces[i])
             out = np.asarray(_features(self.graphdef, self.params, batch, lengths, self.window, self.keep_states))
             for row, i in enumerate(fits):
