@@ -29,7 +29,7 @@ DEMO = Path("runs/demo")
 
 def main() -> int:
     arguments = _parser().parse_args()
-    from mlingo_jax.data.datasets.lock import alone
+    from mlingo_jax.data.lock import alone
     from mlingo_jax.inference.answer_file import AnswerFile, check_output
     from mlingo_jax.inference.generate import Options
 

@@ -20,7 +20,7 @@ import soundfile
 
 import mlingo_jax
 from configs.base import Config
-from mlingo_jax.data.datasets.lock import alone
+from mlingo_jax.data.lock import alone
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.checkpoint import load_run_adapter, restore
 from mlingo_jax.training.loop import train

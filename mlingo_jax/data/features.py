@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import mlingo_jax
 from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings
-from mlingo_jax.data.datasets.lock import alone
+from mlingo_jax.data.lock import alone
 from mlingo_jax.data.stored import Audio, read_clip
 from mlingo_jax.errors import UserError
 

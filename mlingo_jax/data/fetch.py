@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from mlingo_jax.data.datasets.annotations import Annotation
 from mlingo_jax.data.datasets.convert import convert, has_ffmpeg
-from mlingo_jax.data.datasets.lock import alone
 from mlingo_jax.data.datasets.lookup import AudioFolders
+from mlingo_jax.data.lock import alone
 from mlingo_jax.errors import UserError
 
 FAILURES = "failures.jsonl"

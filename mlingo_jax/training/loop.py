@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from configs.base import Config
 from conversion.checksum import weights_checksum
-from mlingo_jax.data.datasets.lock import alone
+from mlingo_jax.data.lock import alone
 from mlingo_jax.data.pipeline import Batch
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.assemble import Assembly, assemble, overview

@@ -22,10 +22,10 @@ from mlingo_jax.data.datasets.annotations import Annotation
 from mlingo_jax.data.datasets.check import Checked, Task
 from mlingo_jax.data.datasets.clips import CHECKS, Clips, Judge
 from mlingo_jax.data.datasets.examples import Examples
-from mlingo_jax.data.datasets.lock import alone
 from mlingo_jax.data.datasets.lookup import find_all
 from mlingo_jax.data.datasets.prepared import PREPARED, PreparedClips, dataset_folder
 from mlingo_jax.data.datasets.report import Report, make_report, write_report
+from mlingo_jax.data.lock import alone
 from mlingo_jax.errors import UserError
 
 _ARRAY_RECORD = "array_record"
