@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 from configs.base import Config
+from conversion.released import MERT_330M
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter
@@ -29,27 +30,6 @@ from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.training.sharding import make_mesh
 from mlingo_jax.training.step import Networks, compile_train_step, init_state
 
-MERT = {
-    "model_type": "mert_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-    "do_stable_layer_norm": True,
-    "conv_dim": [512] * 7,
-    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-    "conv_bias": False,
-    "feat_extract_norm": "group",
-    "feat_extract_activation": "gelu",
-    "feat_proj_layer_norm": True,
-    "num_conv_pos_embeddings": 128,
-    "num_conv_pos_embedding_groups": 16,
-    "mask_time_prob": 0.075,
-    "mask_feature_prob": 0.0,
-}
 VICUNA = {
     "model_type": "llama",
     "vocab_size": 32001,
@@ -196,7 +176,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     flags = parser.parse_args()
     tiny = flags.size == "tiny"
-    mert = MertConfig.from_json(MERT | (TINY_MERT if tiny else {}), "MERT-v1-330M")
+    mert = MertConfig.from_json({**MERT_330M, **(TINY_MERT if tiny else {})}, "MERT-v1-330M")
     llama = LlamaConfig.from_json(VICUNA | (TINY_VICUNA if tiny else {}), "Vicuna v0 7B")
     device = jax.devices()[0]
     print(f"{device.device_kind}, jax {jax.__version__}, {flags.dtype}, {flags.size}, medians of {flags.repeats}")
