@@ -58,23 +58,32 @@ def load_tower(
         mesh: where they go (see `partition`); None for the default device.
 
     Raises:
-        UserError: see `conversion.towers.open_tower`.
+        UserError: see `open_with_files`.
     """
-    folder = find(source)
-    tower = open_tower(folder, kind)
-    if tower.files is None:
-        raise UserError(
-            f"{source}: has no config and tokenizer of its towers; run python -m conversion.to_jax on it first"
-        )
+    tower, files = open_with_files(source, kind)
     dtype = jnp.dtype(dtype)
     params = _place(tower, dtype, mesh)
     identity = {
-        "name": str(source) if folder != Path(source).expanduser() else tower.files.resolve().name,
+        "name": files.resolve().name if Path(source).expanduser().exists() else str(source),
         "config": tower.config_hash(),
         "weights": weights_checksum(params),
         "dtype": dtype.name,
     }
-    return Tower(kind, tower.files, tower.config, nnx.graphdef(tower.model), params, identity)
+    return Tower(kind, files, tower.config, nnx.graphdef(tower.model), params, identity)
+
+
+def open_with_files(source: str | Path, kind: TowerName) -> tuple[OpenTower, Path]:
+    """A tower whose weights have not been read, and the folder of its config and tokenizer or preprocessor.
+
+    Raises:
+        UserError: it has no such files (a released MusiLingo), and what `conversion.towers.open_tower` raises.
+    """
+    tower = open_tower(find(source), kind)
+    if tower.files is None:
+        raise UserError(
+            f"{source}: has no config and tokenizer of its towers; run python -m conversion.to_jax on it first"
+        )
+    return tower, tower.files
 
 
 def load_adapter(source: str | Path) -> dict[str, Any]:

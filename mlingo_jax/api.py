@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,11 @@ class MusiLingo:
 
     def _hear(self, waveforms: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
         # A clip asked several questions is heard once.
-        distinct = {w.tobytes(): w for w in waveforms}
+        keys = [sha256(w.data).digest() for w in waveforms]
+        distinct = dict(zip(keys, waveforms, strict=True))
         with self._on_mesh():
             features = dict(zip(distinct, self.ear(list(distinct.values())), strict=True))
-        return [features[w.tobytes()] for w in waveforms]
+        return [features[key] for key in keys]
 
     def _prompts(
         self, clips: Sequence[Clip], questions: str | Sequence[str], options: Options, seed: int
@@ -164,7 +166,7 @@ class MusiLingo:
         features = self._hear(waveforms)
         rows = [self.prompt.row(q, None, f.shape[-2]) for q, f in zip(questions, features, strict=True)]
         batch, music = self._batch(rows, features)
-        salts = [zlib.crc32(q.encode(), zlib.crc32(w.tobytes())) for q, w in zip(questions, waveforms, strict=True)]
+        salts = [zlib.crc32(q.encode(), zlib.crc32(w.data)) for q, w in zip(questions, waveforms, strict=True)]
         salts += [0] * (len(batch["tokens"]) - len(salts))
         with self._on_mesh():
             embeddings = _embed(self._graphdefs, self._params, batch["tokens"], batch["music_index"], music)

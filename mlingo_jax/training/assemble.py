@@ -11,9 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from configs.base import Config
-from conversion.folders import find
-from conversion.load import Tower, fit_adapter, load_adapter, load_tower
-from conversion.towers import open_tower
+from conversion.load import Tower, fit_adapter, load_adapter, load_tower, open_with_files
 from mlingo_jax.data.mixture import Mixture
 from mlingo_jax.data.packing import ROW_LENGTH, pack
 from mlingo_jax.data.pipeline import (
@@ -81,9 +79,7 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
             "set config.data.hear_in_step to false"
         )
     # Opened, not loaded: a wrong path is told before hours of hearing.
-    files = open_tower(find(config.llm.path), "llama").files
-    if files is None:
-        raise UserError(f"{config.llm.path}: has no tokenizer; run python -m conversion.to_jax on it first")
+    _, files = open_with_files(config.llm.path, "llama")
     prompt = Prompt(load_tokenizer(files), prompt_settings(config))
     train, held_out = read_examples(config)
     music = open_music(config, Mixture([train, held_out]), mesh)
