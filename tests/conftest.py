@@ -14,6 +14,16 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=2, help="how often each kill test kills (default 2)")
+
+
+@pytest.fixture(scope="session")
+def kills(request: pytest.FixtureRequest) -> int:
+    """How often a kill test kills what it tests, each time at another moment."""
+    return request.config.getoption("kills")
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The numbers of the original, where they are at hand."""
