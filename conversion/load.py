@@ -121,7 +121,7 @@ def fit_adapter(
     drawn = nnx.to_pure_dict(state)
     if params is None:
         return graph, drawn
-    expected, found = jax.tree.map(jnp.shape, drawn), jax.tree.map(jnp.shape, params)
+    expected, found = _shapes(drawn), _shapes(params)
     if expected != found:
         raise UserError(
             f"{source}: the adapter does not fit: expected {expected} for an encoder of width {features} and a "
@@ -169,6 +169,15 @@ def _device_array(array: np.ndarray, parameter: Parameter, mesh: Mesh | None) ->
         return jnp.asarray(array)
     sharding = NamedSharding(mesh, partition(parameter.axes, parameter.shape, mesh))
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _shapes(params: dict[str, Any]) -> str:
+    """A tree's shapes in words, as "projection.bias 16, projection.kernel 8 x 16"."""
+    leaves = sorted(
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape)
+        for path, leaf in jax.tree.leaves_with_path(params)
+    )
+    return ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in leaves)
 
 
 def _insert(tree: dict[Any, Any], path: tuple[str | int, ...], leaf: Any) -> None:
