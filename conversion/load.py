@@ -8,21 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from conversion.adapter import open_adapter
 from conversion.checksum import weights_checksum
 from conversion.folders import find
-from conversion.keymap import Parameter, Shape, parameters
+from conversion.keymap import Parameter, parameters
 from conversion.towers import OpenTower, TowerName, open_tower
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
-
-# The mesh axis that splits a parameter's axis: heads, inner width and vocabulary over `tensor`, width over `fsdp`.
-MESH_AXES = {"N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor", "D": "fsdp"}
+from mlingo_jax.models.partition import check_divides, partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +52,14 @@ def load_tower(
         source: a Hugging Face folder, one that `conversion.to_jax` wrote, a MusiLingo folder, or a hub id.
         kind: which of the two.
         dtype: what the parameters are kept in.
-        mesh: where they go (see `partition`); None for the default device.
+        mesh: where they go (see `models.partition`); None for the default device.
 
     Raises:
-        UserError: see `open_with_files`.
+        UserError: see `open_with_files`; or a size of the tower does not divide over the mesh.
     """
     tower, files = open_with_files(source, kind)
+    if mesh is not None:
+        check_divides(tower.model, str(source), mesh)
     dtype = jnp.dtype(dtype)
     params = _place(tower, dtype, mesh)
     identity = {
@@ -133,19 +132,6 @@ def fit_adapter(
     return graph, given
 
 
-def partition(axes: str, shape: Shape, mesh: Mesh | AbstractMesh) -> P:
-    """How a parameter lies on a mesh: each axis by its letter (`MESH_AXES`), if its size divides.
-
-    A mesh axis is used once: of two axes of a parameter that would go along it, the first does.
-    """
-    spec: list[str | None] = []
-    for letter, size in zip(axes, shape, strict=True):
-        axis = MESH_AXES.get(letter)
-        fits = axis in mesh.shape and axis not in spec and size % mesh.shape[axis] == 0
-        spec.append(axis if fits else None)
-    return P(*spec)
-
-
 def _place(tower: OpenTower, dtype: np.dtype, mesh: Mesh | None) -> dict[str, Any]:
     params: dict[str, Any] = {}
     leaves = parameters(tower.model)
@@ -167,7 +153,7 @@ def _host_array(tower: OpenTower, parameter: Parameter, dtype: np.dtype) -> np.n
 def _device_array(array: np.ndarray, parameter: Parameter, mesh: Mesh | None) -> jax.Array:
     if mesh is None:
         return jnp.asarray(array)
-    sharding = NamedSharding(mesh, partition(parameter.axes, parameter.shape, mesh))
+    sharding = NamedSharding(mesh, partition(parameter.axes, mesh))
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 

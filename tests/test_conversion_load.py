@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from huggingface_hub import constants
-from jax.sharding import AbstractMesh
-from jax.sharding import PartitionSpec as P
 
 from conversion import to_jax
 from conversion.checkpoints import read_checkpoint
 from conversion.checksum import weights_checksum
-from conversion.load import load_adapter, load_tower, partition
+from conversion.load import load_adapter, load_tower
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
@@ -89,22 +87,6 @@ def test_checksums_tell_what_changed():
         "name": {name.replace("c", "d"): value for name, value in params.items()},
     }
     assert len({checksum, *(weights_checksum(changed) for changed in changes.values())}) == 1 + len(changes)
-
-
-@pytest.mark.parametrize(
-    ("axes", "shape", "spec"),
-    [
-        ("VD", (320, 32), P("tensor", "fsdp")),
-        ("LDNH", (2, 32, 4, 8), P(None, "fsdp", "tensor", None)),
-        ("LDKH", (2, 32, 2, 8), P(None, "fsdp", None, None)),
-        ("LFD", (2, 48, 33), P(None, "tensor", None)),
-        ("LNF", (2, 4, 48), P(None, "tensor", None)),
-        ("", (), P()),
-    ],
-)
-def test_partition(axes: str, shape: tuple[int, ...], spec: P):
-    assert partition(axes, shape, AbstractMesh((1, 2, 4), ("data", "fsdp", "tensor"))) == spec
-    assert partition(axes, shape, AbstractMesh((8,), ("data",))) == P(*[None] * len(axes))
 
 
 ON_A_MESH = """

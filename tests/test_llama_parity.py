@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 
 from conversion.load import load_tower
-from mlingo_jax.models.layers import attend
+from mlingo_jax.models.attention import attend
 from mlingo_jax.models.llama import NO_WINDOW, KVCache, Layers, Llama, LlamaConfig, rope_frequencies, rotation, visible
 
 torch = pytest.importorskip("torch")

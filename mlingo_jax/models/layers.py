@@ -1,6 +1,6 @@
-"""What the encoder and the language model share: projections, norms, attention.
+"""What the encoder and the language model share: projections and norms.
 
-Axes: B rows, T queries, S keys, D width, N heads, K key/value heads, H head width, F inner width, L layers.
+Axes: B rows, T places, D width, N heads, K key/value heads, H head width, F inner width, L layers.
 Every parameter carries its axes as letters (`nnx.Param(..., axes="LDNH")`): conversion and sharding read them.
 Layers of one kind are stacked along a leading L and run by `lax.scan` over their split state.
 """
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 # By transformers' names; its "gelu" is the exact one.
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -80,19 +80,6 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return (y * self.scale[...].astype(y.dtype)).astype(x.dtype)
-
-
-def attend(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    mask: Bool[Array, "B T S"],
-) -> Float[Array, "B T N H"]:
-    """Softmax attention with grouped key/value heads; `mask` is True where a query may look.
-
-    A query that may look nowhere (padding) gets a finite, meaningless result.
-    """
-    return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
 
 
 def parameter(axes: str, sizes: Mapping[str, int], layers: int | None, init, dtype: DTypeLike) -> nnx.Param:

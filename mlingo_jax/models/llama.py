@@ -18,8 +18,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from mlingo_jax.models.attention import attend
 from mlingo_jax.models.attributes import Attributes
-from mlingo_jax.models.layers import ACTIVATIONS, Projection, RMSNorm, attend, normal, parameter
+from mlingo_jax.models.layers import ACTIVATIONS, Projection, RMSNorm, normal, parameter
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LAYER_TYPES = {"full_attention", "sliding_attention"}

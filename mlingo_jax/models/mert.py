@@ -22,8 +22,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from mlingo_jax.models.attention import attend
 from mlingo_jax.models.attributes import Attributes
-from mlingo_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, attend, normal, parameter
+from mlingo_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, normal, parameter
 
 Samples = TypeVar("Samples", bound=int | np.integer | np.ndarray | Array)
 
