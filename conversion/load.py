@@ -1,6 +1,8 @@
 """Weights from any layout straight onto the devices."""
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +18,12 @@ from conversion.adapter import open_adapter
 from conversion.checksum import weights_checksum
 from conversion.folders import find
 from conversion.keymap import Parameter, parameters
+from conversion.tensors import Tensor
 from conversion.towers import OpenTower, TowerName, open_tower
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.partition import check_divides, partition
+from mlingo_jax.models.quantization import INTEGERS, Quantization, quantize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Tower:
         config: its architecture.
         graphdef: the static half of the network; `nnx.merge(graphdef, nnx.State(params))` is the network.
         params: nested dict of arrays.
-        identity: name, config (SHA-256), weights (checksum, see `conversion.checksum`) and dtype, for checkpoints.
+        identity: name, config (SHA-256), weights (checksum, see `conversion.checksum`), dtype, and of a language model
+            quantization, for checkpoints.
     """
 
     kind: TowerName
@@ -44,7 +49,12 @@ class Tower:
 
 
 def load_tower(
-    source: str | Path, *, kind: Literal["mert", "llama"], dtype: DTypeLike, mesh: Mesh | None = None
+    source: str | Path,
+    *,
+    kind: Literal["mert", "llama"],
+    dtype: DTypeLike,
+    quantization: Quantization = "none",
+    mesh: Mesh | None = None,
 ) -> Tower:
     """Loads an encoder or a language model, one parameter at a time in the host's memory.
 
@@ -52,23 +62,28 @@ def load_tower(
         source: a Hugging Face folder, one that `conversion.to_jax` wrote, a MusiLingo folder, or a hub id.
         kind: which of the two.
         dtype: what the parameters are kept in.
+        quantization: of a language model, what its projections are kept in instead; made as they are read.
         mesh: where they go (see `models.partition`); None for the default device.
 
     Raises:
         UserError: see `open_with_files`; or a size of the tower does not divide over the mesh.
     """
     tower, files = open_with_files(source, kind)
+    dtype, model, integer = jnp.dtype(dtype), tower.model, INTEGERS.get(quantization)
+    if integer is not None:
+        make = partial(tower.kind.model, tower.config, dtype=dtype, quantization=quantization)
+        model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
     if mesh is not None:
-        check_divides(tower.model, str(source), mesh)
-    dtype = jnp.dtype(dtype)
-    params = _place(tower, dtype, mesh)
+        check_divides(model, str(source), mesh)
+    params = _place(tower, model, dtype, integer, mesh)
     identity = {
         "name": files.resolve().name if Path(source).expanduser().exists() else str(source),
         "config": tower.config_hash(),
         "weights": weights_checksum(params),
         "dtype": dtype.name,
+        **({"quantization": quantization} if kind == "llama" else {}),
     }
-    return Tower(kind, files, tower.config, nnx.graphdef(tower.model), params, identity)
+    return Tower(kind, files, tower.config, nnx.graphdef(model), params, identity)
 
 
 def open_with_files(source: str | Path, kind: TowerName) -> tuple[OpenTower, Path]:
@@ -132,22 +147,51 @@ def fit_adapter(
     return graph, given
 
 
-def _place(tower: OpenTower, dtype: np.dtype, mesh: Mesh | None) -> dict[str, Any]:
+def _place(
+    tower: OpenTower, model: nnx.Module, dtype: np.dtype, integer: DTypeLike | None, mesh: Mesh | None
+) -> dict[str, Any]:
+    """The parameters of `model`: the opened tower's network, or that one with kernels of the dtype `integer`."""
     params: dict[str, Any] = {}
     leaves = parameters(tower.model)
+    paths = {parameter.path for parameter in leaves}
+    # What only the quantised network has are scales, each beside its kernel.
+    scales = {".".join((*map(str, p.path[:-1]), "kernel")): p for p in parameters(model) if p.path not in paths}
     with tqdm(total=len(leaves), desc=f"load {tower.kind.name}", unit="weights", leave=False, disable=None) as progress:
         for parameter in leaves:
-            _insert(params, parameter.path, _device_array(_host_array(tower, parameter, dtype), parameter, mesh))
+            scale = scales.get(parameter.name)
+            if scale is None or integer is None:
+                array = _host_array(tower, parameter, dtype)
+            else:
+                array, factors = _quantized_arrays(tower, parameter, integer, scale, dtype)
+                _insert(params, scale.path, _device_array(factors, scale, mesh))
+            _insert(params, parameter.path, _device_array(array, parameter, mesh))
             progress.update()
     return params
 
 
 def _host_array(tower: OpenTower, parameter: Parameter, dtype: np.dtype) -> np.ndarray:
     array = np.empty(parameter.shape, dtype)
+    for slot, tensor in _slots(tower, parameter):
+        array[slot] = tensor.read()
+    return array
+
+
+def _quantized_arrays(
+    tower: OpenTower, kernel: Parameter, integer: DTypeLike, scale: Parameter, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel as integers and its scales, quantised layer by layer: of no more than one do the floats stand."""
+    integers, scales = np.empty(kernel.shape, integer), np.empty(scale.shape, dtype)
+    for slot, tensor in _slots(tower, kernel):
+        floats = tensor.read().astype(np.float32)
+        integers[slot], scales[slot] = quantize(floats, scales[slot].shape, integer, dtype)
+    return integers, scales
+
+
+def _slots(tower: OpenTower, parameter: Parameter) -> Iterator[tuple[Any, Tensor]]:
+    """A parameter's tensors, and where each stands in it: a layer's slot, or the whole."""
     for entry in tower.entries:
         if entry.parameter == parameter:
-            array[... if entry.layer is None else entry.layer] = tower.tensors[entry.flax].read()
-    return array
+            yield ... if entry.layer is None else entry.layer, tower.tensors[entry.flax]
 
 
 def _device_array(array: np.ndarray, parameter: Parameter, mesh: Mesh | None) -> jax.Array:

@@ -32,6 +32,7 @@ from mlingo_jax.inference.stopping import StopRule, read_eos, stop_rule
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import embed_rows, token_log_probs
+from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.training.checkpoint import is_run, read_run
 
 Clip = str | Path | tuple[np.ndarray, int]
@@ -214,6 +215,7 @@ def load(
     dtype: DTypeLike = "bfloat16",
     mesh: Mesh | None = None,
     *,
+    quantization: Quantization | None = None,
     prompt: PromptSettings | None = None,
     window: int | None = None,
 ) -> MusiLingo:
@@ -224,6 +226,8 @@ def load(
         llm: the language model, likewise; its folder holds the tokenizer.
         adapter: a MusiLingo `.pth`, a run's folder written by `mlingo_jax.train`, or a released MusiLingo folder;
             None for an untrained one. A run or a released folder knows its towers: `mert` and `llm` may be left out.
+        quantization: "int8" or "int4" keeps the language model's layers as integers, "none" in `dtype`; by default the
+            run's, else "none".
         prompt: template, end symbol and limits; by default the run's, else the original's of stage 2.
         window: encoder frames averaged into one music token; by default the run's, else the original's 325.
 
@@ -236,6 +240,7 @@ def load(
         mert, llm = mert or run["mert"]["folder"], llm or run["llm"]["folder"]
         prompt = prompt or PromptSettings.from_json(run["prompt"])
         window = window or run["window"]
+        quantization = quantization or run["llm"]["identity"].get("quantization")
     elif adapter is not None and Path(adapter).is_dir():
         mert, llm = mert or adapter, llm or adapter
     if mert is None or llm is None:
@@ -244,7 +249,7 @@ def load(
             f"{adapter or 'no adapter'}: does not say which towers belong to it; give {lacking}, folder or hub id"
         )
     encoder = load_tower(mert, kind="mert", dtype=dtype, mesh=mesh)
-    language = load_tower(llm, kind="llama", dtype=dtype, mesh=mesh)
+    language = load_tower(llm, kind="llama", dtype=dtype, quantization=quantization or "none", mesh=mesh)
     keep_states = params is not None and "state_logits" in params
     graph, params = fit_adapter(
         params,

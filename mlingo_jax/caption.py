@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mert", help="the encoder: a folder or hub id; by default the adapter's own")
     add("--llm", help="the language model: a folder or hub id; by default the adapter's own")
     add("--dtype", choices=("bfloat16", "float32"), help="by default float32 on a CPU, bfloat16 elsewhere")
+    add("--quantization", choices=("none", "int8", "int4"), help="of the language model; by default the adapter's own")
     add(
         "--batch_size",
         type=int,
@@ -155,7 +156,8 @@ def _load(arguments: argparse.Namespace) -> "MusiLingo":
     import mlingo_jax
 
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    return mlingo_jax.load(mert=arguments.mert, llm=arguments.llm, adapter=adapter, dtype=dtype)
+    towers = {"mert": arguments.mert, "llm": arguments.llm, "quantization": arguments.quantization}
+    return mlingo_jax.load(**towers, adapter=adapter, dtype=dtype)
 
 
 def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, Any]:

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from mlingo_jax.models.quantization import INTEGERS, Quantization, dequantize, quantize, scale_axes, scale_shape
 
 # By transformers' names; its "gelu" is the exact one.
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -29,7 +31,8 @@ class Projection(nnx.Module):
     """A linear map written as an einsum, e.g. "BTD,DNH->BTNH"; the kernel's axes are the second operand's.
 
     Computes in the input's dtype. `bias` names the bias's axes ("NH"), or is empty for none. `layers` stacks that many
-    maps along a leading axis, to be sliced by a scan before the call.
+    maps along a leading axis, to be sliced by a scan before the call. Quantised, the kernel is integers beside a scale
+    in `dtype` (see `quantization`), and neither has a gradient.
     """
 
     def __init__(
@@ -40,18 +43,34 @@ class Projection(nnx.Module):
         bias: str = "",
         layers: int | None = None,
         dtype: DTypeLike,
+        quantization: Quantization = "none",
         rngs: nnx.Rngs,
     ):
         operands, out = equation.split("->")
         axes = operands.split(",")[1]
         self.equation = equation
-        fan_in = math.prod(sizes[a] for a in axes if a not in out)
-        self.kernel = parameter(axes, sizes, layers, normal(rngs, fan_in**-0.5), dtype)
+        contracted = "".join(a for a in axes if a not in out)
+        deviation = math.prod(sizes[a] for a in contracted) ** -0.5
+        kernel = parameter(axes, sizes, layers, normal(rngs, deviation), dtype)
+        self.kernel, self.scale = (
+            (kernel, None) if quantization == "none" else _quantized(kernel, contracted, quantization)
+        )
         self.bias = parameter(bias, sizes, layers, jnp.zeros, dtype) if bias else None
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        if self.scale is None:
+            y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        else:
+            y = _quantized_einsum(self.equation, x, self.kernel[...], self.scale[...])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+# The backward pass makes the floats again: kept for it, those of all layers would stand at once.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+def _quantized_einsum(
+    equation: str, x: Float[Array, "..."], kernel: Int[Array, "..."], scale: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    return jnp.einsum(equation, x, dequantize(kernel, scale).astype(x.dtype))
 
 
 class LayerNorm(nnx.Module):
@@ -80,6 +99,13 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return (y * self.scale[...].astype(y.dtype)).astype(x.dtype)
+
+
+def _quantized(kernel: nnx.Param, contracted: str, quantization: Quantization) -> tuple[nnx.Param, nnx.Param]:
+    letters, floats = kernel.get_metadata("axes"), kernel[...]
+    groups = scale_shape(letters, floats.shape, contracted, quantization)
+    integers, scale = quantize(floats.astype(jnp.float32), groups, INTEGERS[quantization], floats.dtype)
+    return nnx.Param(integers, axes=letters), nnx.Param(scale, axes=scale_axes(letters, groups))
 
 
 def parameter(axes: str, sizes: Mapping[str, int], layers: int | None, init, dtype: DTypeLike) -> nnx.Param:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from mlingo_jax.models.attention import attend
 from mlingo_jax.models.attributes import Attributes
 from mlingo_jax.models.layers import ACTIVATIONS, Projection, RMSNorm, normal, parameter
+from mlingo_jax.models.quantization import Quantization
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -257,9 +258,10 @@ def rotate(x: Float[Array, "B T N H"], turn: Float32[Array, "2 B T R"]) -> Float
 class Attention(nnx.Module):
     """Grouped-query attention's projections, stacked over the layers."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, quantization: Quantization, rngs: nnx.Rngs):
         sizes = {"D": config.width, "N": config.heads, "K": config.kv_heads, "H": config.head_width}
-        project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
+        kept = {"layers": config.layers, "dtype": dtype, "quantization": quantization}
+        project = partial(Projection, sizes=sizes, **kept, rngs=rngs)
         norm = partial(RMSNorm, config.head_width, axis="H", eps=config.eps, layers=config.layers, dtype=dtype)
         self.query = project("BTD,DNH->BTNH", bias="NH" if config.qkv_bias else "")
         self.key = project("BTD,DKH->BTKH", bias="KH" if config.qkv_bias else "")
@@ -281,9 +283,10 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """The gated feed-forward block: down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, quantization: Quantization, rngs: nnx.Rngs):
         sizes = {"D": config.width, "F": config.inner}
-        project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
+        kept = {"layers": config.layers, "dtype": dtype, "quantization": quantization}
+        project = partial(Projection, sizes=sizes, **kept, rngs=rngs)
         self.activation = config.activation
         self.gate = project("BTD,DF->BTF", bias="F" if config.mlp_bias else "")
         self.up = project("BTD,DF->BTF", bias="F" if config.mlp_bias else "")
@@ -296,12 +299,12 @@ class MLP(nnx.Module):
 class Layers(nnx.Module):
     """All decoder layers, stacked; a scan takes them one by one, and then these methods are one layer's."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, quantization: Quantization, rngs: nnx.Rngs):
         norm = partial(RMSNorm, config.width, eps=config.eps, layers=config.layers, dtype=dtype)
         self.attention_norm = norm()
-        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, dtype=dtype, quantization=quantization, rngs=rngs)
         self.mlp_norm = norm()
-        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, dtype=dtype, quantization=quantization, rngs=rngs)
 
     def project(
         self, x: Float[Array, "B T D"], turn: Float32[Array, "2 B T R"]
@@ -319,14 +322,15 @@ class Llama(nnx.Module):
     """A decoder-only language model on embeddings; computes in `dtype`, norms, softmax, rotation and logits in float32.
 
     The embeddings come in from outside because music tokens have none of their own: see `embed` and `musilingo`.
+    Quantised are the layers' projections; embedding, head and norms stay in `dtype`.
     """
 
-    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, quantization: Quantization = "none", rngs: nnx.Rngs):
         self.config = config
         sizes = {"V": config.vocabulary, "D": config.width}
         initial = partial(parameter, "VD", sizes, None, dtype=dtype)
         self.embedding = initial(init=normal(rngs, config.width**-0.5))
-        self.layers = Layers(config, dtype=dtype, rngs=rngs)
+        self.layers = Layers(config, dtype=dtype, quantization=quantization, rngs=rngs)
         self.norm = RMSNorm(config.width, eps=config.eps, dtype=dtype)
         self.head = None if config.tied else initial(init=normal(rngs, config.width**-0.5))
 

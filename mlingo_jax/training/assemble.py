@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
@@ -25,6 +25,7 @@ from mlingo_jax.data.pipeline import (
 from mlingo_jax.data.prompt import Prompt, load_tokenizer
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.training.examples import read_examples
 from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, open_music
 from mlingo_jax.training.optim import Params
@@ -88,7 +89,8 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
     if not len(train):
         raise UserError(f"{config.data.manifest or config.data.datasets}: no examples to train on")
 
-    llm = load_tower(config.llm.path, kind="llama", dtype=config.llm.dtype, mesh=mesh)
+    quantization = cast(Quantization, config.llm.quantization)
+    llm = load_tower(config.llm.path, kind="llama", dtype=config.llm.dtype, quantization=quantization, mesh=mesh)
     sizes = measure_rows(Mixture([train, held_out]), prompt, music.music)
     length = whole = row_length(sizes, config.data.length or None)
     packing = None
