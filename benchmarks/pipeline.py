@@ -18,10 +18,12 @@ import soundfile
 from mlingo_jax.data.audio import AudioSettings, read_audio
 from mlingo_jax.data.datasets.music_caps import SECONDS, MusicCaps
 from mlingo_jax.data.datasets.music_qa import MusicQA
+from mlingo_jax.data.examples import Example
 from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
 from mlingo_jax.data.packing import ROW_LENGTH, Packing, pack
-from mlingo_jax.data.pipeline import CachedMusic, Example, make_dataset, measure_rows, row_length
+from mlingo_jax.data.pipeline import CachedMusic, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
+from mlingo_jax.data.survey import row_length, row_sizes, survey
 
 AUDIO = AudioSettings(sample_rate=24000, normalize=True)
 WIDTH, BATCH = 1024, 8
@@ -57,8 +59,8 @@ def report(path: Path, prompt: Prompt, folder: Path) -> None:
     annotations = list(dataset(annotations=[path]).annotations())
     examples = [Example(a.clip, path, a.question, a.answer, None, a.clip) for a in annotations]
     music = random_features(examples, MUSIC_TOKENS[dataset.name], folder)
-    sizes = measure_rows(examples, prompt, music)
-    single = row_length(sizes, None)
+    sizes = row_sizes(survey(examples, prompt), music)
+    single = row_length(sizes, examples, None)
     length = max(ROW_LENGTH, single)
     packing = pack(sizes.lengths, sizes.music, [range(len(examples))], length=length, seed=0)
     used = int(sizes.lengths.sum())

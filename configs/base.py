@@ -70,7 +70,7 @@ class PromptConfig:
 class DataConfig:
     """The examples."""
 
-    manifest: str = setting("", "jsonl of audio, question, answer; split (train or eval) if wanted", free=True)
+    manifest: str = setting("", "jsonl, json or csv of audio, question, answer; split (train or eval) if wanted", free=True)
     datasets: str = setting("", "instead of a manifest: prepared DATASET:SPLIT[=WEIGHT], separated by commas")
     evaluate: str = setting("", "with datasets: DATASET:SPLIT to evaluate on; empty: no evaluation")
     data_dir: str = setting("data", "folder of the prepared datasets", free=True)
@@ -81,7 +81,9 @@ class DataConfig:
     packed: bool = setting(False, "several examples in a row; batch_size then counts rows; not with hear_in_step")
     hear_in_step: bool = setting(False, "hear the audio in every step instead of once into a feature cache")
     crop_seconds: float = setting(30.5, "with hear_in_step: random crop of longer clips, in seconds", least=1)
-    max_unheard: float = setting(0.0, "share of clips that may fail; they are left out", least=0, most=1, free=True)
+    max_bad_fraction: float = setting(
+        0.0, "share of clips that may be unreadable; they are left out", least=0, most=1, free=True
+    )
     features: str = setting("", "feature cache; empty: features/ in DATA_DIR (datasets) or WORKDIR", free=True)
 
 

@@ -164,7 +164,13 @@ def _add_features(commands: argparse._SubParsersAction) -> None:
         help="encoder frames averaged into one feature (default %(default)s)",
     )
     add("--states", action="store_true", help="keep the hidden states apart, for adapter.learn_states")
-    add("--max_unheard", type=float, default=0.0, metavar="SHARE", help="of clips that may fail (default %(default)s)")
+    add(
+        "--max_bad_fraction",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of clips that may fail (default %(default)s)",
+    )
     features.set_defaults(run=_features)
 
 
@@ -176,7 +182,7 @@ def _features(arguments: argparse.Namespace) -> None:
     config.mert.path, config.mert.dtype, config.mert.window = arguments.mert, arguments.dtype, arguments.window
     config.adapter.learn_states = arguments.states
     config.data.datasets, config.data.data_dir = arguments.dataset, arguments.data_dir
-    config.data.features, config.data.max_unheard = arguments.features, arguments.max_unheard
+    config.data.features, config.data.max_bad_fraction = arguments.features, arguments.max_bad_fraction
     check(config)
     print(hear_collection(config, arguments.dataset))
 

@@ -71,12 +71,12 @@ def test_columns_that_nobody_asked_for_are_no_harm(tmp_path):
         (MusicQA, "EvalMusicQA.json", '[{"audio_name": "1.wav", ', "not valid JSON, or cut off"),
         (MusicQA, "EvalMusicQA.json", "[]", r"expected a list of objects, found \[\]"),
         (MusicQA, "EvalMusicQA.json", '{"QA": []}', "expected a list of objects, found .* is it this dataset's file"),
-        (MusicQA, "EvalMusicQA.json", '[{"ytid": "1"}]', "item 0: the fields audio_name are missing; found ytid"),
+        (MusicQA, "EvalMusicQA.json", '[{"ytid": "1"}]', "item 0: the field audio_name is missing; found ytid"),
         (MusicQA, "questions.json", "[]", "the file's name tells the split: expected one of PretrainMusicQA.json"),
-        (MusicInstruct, "music_instruct.json", "[]", "the fields QA are missing"),
+        (MusicInstruct, "music_instruct.json", "[]", "the field QA is missing"),
         (MusicInstruct, "music_instruct.json", '{"QA": [3]}', "QA: item 0: expected a JSON object, found 3"),
         (Manifest, "own.jsonl", "\n", "the file is empty"),
-        (Manifest, "own.jsonl", '{"audio": "1.wav"}\n', r"own\.jsonl:1: the fields question are missing; found audio"),
+        (Manifest, "own.jsonl", '{"audio": "1.wav"}\n', r"own\.jsonl:1: the field question is missing; found audio"),
         (Manifest, "own.jsonl", '{"audio": "1.wav", "quest', r"own\.jsonl:1: not JSON, or cut off"),
         (Manifest, "own.jsonl", '"1.wav"', 'expected a JSON object, found "1.wav"'),
         (Manifest, "own.jsonl", '{"audio": "\\ud800"}', "half a surrogate pair"),
@@ -105,7 +105,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
         ([{"from": "human", "value": "What?"}], "the last question has no answer"),
         ([{"from": "gpt", "value": "A."}, {"from": "human", "value": "B?"}], 'item 0: expected "human" in "from"'),
         ([{"from": "human", "value": "<audio>"}, {"from": "gpt", "value": "A."}], 'item 0: expected a text in "value"'),
-        ([{"from": "human"}, {"from": "gpt", "value": "A."}], "item 0: the fields value are missing"),
+        ([{"from": "human"}, {"from": "gpt", "value": "A."}], "item 0: the field value is missing"),
         ("What?", 'conversations: expected a list of objects, found "What'),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_bad_conversation_is_refused(tmp_path, said, message):
 def test_a_manifest_with_a_clip_in_two_splits_is_refused(tmp_path):
     row = {"audio": "1.wav", "question": "What?", "answer": "A bell."}
     path = write_jsonl(tmp_path / "own.jsonl", [{**row, "split": "eval"}, row])
-    with pytest.raises(UserError, match=r"own\.jsonl:2: '1\.wav' is in the split train here and in eval further up"):
+    with pytest.raises(UserError, match=r"own\.jsonl:2: '1\.wav' is in the split 'train' here and in 'eval' at .*:1"):
         list(Manifest(annotations=[path]).annotations())
 
 

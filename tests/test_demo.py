@@ -12,7 +12,7 @@ import soundfile
 from configs.base import Config
 from configs.demo import DemoConfig, get_config
 from mlingo_jax import demo
-from mlingo_jax.data.pipeline import read_manifest
+from mlingo_jax.data.manifest import read_manifest
 from mlingo_jax.data.prompt import PromptSettings, load_tokenizer
 from mlingo_jax.demo.corpus import Clip, perform, read_clips, write_corpus
 from mlingo_jax.demo.encoder import whitening

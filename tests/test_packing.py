@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from conversion.load import load_tower
 from mlingo_jax.data.audio import AudioSettings
+from mlingo_jax.data.examples import Example
 from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
 from mlingo_jax.data.packing import Packing, join, pack
-from mlingo_jax.data.pipeline import CachedMusic, Example, evaluation_batches, make_dataset, measure_rows
+from mlingo_jax.data.pipeline import CachedMusic, evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
+from mlingo_jax.data.survey import row_sizes, survey
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.musilingo import token_log_probs
 from tests.collections_of_music import RATE, tones
@@ -60,7 +62,7 @@ def prompt(folder) -> Prompt:
 
 @pytest.fixture(scope="module")
 def packing(examples, prompt, music) -> Packing:
-    sizes = measure_rows(examples, prompt, music)
+    sizes = row_sizes(survey(examples, prompt), music)
     return pack(sizes.lengths, sizes.music, [range(11)], length=LENGTH, seed=1)
 
 

@@ -1,4 +1,4 @@
-"""Manifest, split, and the streams of batches: shapes, order, shares of the processes, going on in the middle."""
+"""The streams of batches: shapes, order, shares of the processes, going on in the middle."""
 
 import itertools
 import json
@@ -7,135 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from mlingo_jax.data.audio import AudioSettings, normalize
+from mlingo_jax.data.examples import Example
 from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
-from mlingo_jax.data.pipeline import (
-    CachedMusic,
-    Example,
-    HeardMusic,
-    evaluation_batches,
-    make_dataset,
-    measure_rows,
-    read_manifest,
-    row_length,
-    split_examples,
-)
+from mlingo_jax.data.pipeline import CachedMusic, HeardMusic, evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
+from mlingo_jax.data.survey import RowSizes, row_length, row_sizes, survey
 from mlingo_jax.errors import UserError
 from tests.tiny import tiny_tokenizer
 
 AUDIO = AudioSettings(sample_rate=1000, normalize=True)
 CLIPS = 7
-
-
-def line(**changes) -> str:
-    values = {"audio": "a.wav", "question": "What plays?", "answer": "A bell.", **changes}
-    return json.dumps({name: value for name, value in values.items() if value is not None})
-
-
-def write_manifest(folder: Path, *lines: str | bytes) -> Path:
-    (folder / "a.wav").touch()
-    path = folder / "data.jsonl"
-    path.write_bytes(b"\n".join(text if isinstance(text, bytes) else text.encode() for text in lines))
-    return path
-
-
-def test_a_manifest_is_read(tmp_path):
-    path = write_manifest(
-        tmp_path, b"\xef\xbb\xbf" + line().encode(), "", line(split="eval", year=1999, question="") + "\r"
-    )
-    first, second = read_manifest(path)
-    assert first == Example("a.wav", tmp_path / "a.wav", "What plays?", "A bell.", None, f"{path}:1")
-    assert (second.question, second.split, second.where) == ("", "eval", f"{path}:3")
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ("{'audio': 1}", "not JSON"),
-        (line()[:-5], "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        (line(question="\ud800"), 'half a surrogate pair .* in the field "question"'),
-        ("[1, 2]", "expected a JSON object, found list"),
-        (line(answer=None), 'the field "answer" is missing; found audio, question'),
-        ("{}", 'the field "audio" is missing; found no fields'),
-        (line(question=5), 'expected a text in the field "question", found 5'),
-        (line(answer=" "), 'the field "answer" is empty'),
-        (line(audio=""), 'the field "audio" is empty'),
-        (line(split="test"), 'expected "train" or "eval" in the field "split", found "test"'),
-        (line().encode() + b"\xff", "not UTF-8"),
-        (line(audio="b.wav"), r"there is no audio file .*b\.wav; missing in all: 1 of 2 clips"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path, bad, message):
-    path = write_manifest(tmp_path, line(), "", bad, line())
-    with pytest.raises(UserError, match=message) as error:
-        read_manifest(path)
-    assert str(error.value).startswith(f"{path}:3: ")
-    assert "\n" not in str(error.value)
-
-
-def test_a_clip_belongs_to_one_split(tmp_path):
-    path = write_manifest(tmp_path, line(split="train"), line(), line(split="eval"))
-    with pytest.raises(UserError, match=r"data\.jsonl:3: 'a.wav' is in the split 'eval' here and in 'train' at .*:1"):
-        read_manifest(path)
-
-
-def test_manifests_without_examples_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"none\.jsonl: No such file"):
-        read_manifest(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match="no examples in it"):
-        read_manifest(write_manifest(tmp_path, "", " "))
-
-
-def test_heard_clips_need_no_audio(tmp_path):
-    path = write_manifest(tmp_path, line(audio="gone.wav"), line())
-    assert len(read_manifest(path, heard={"gone.wav"})) == 2
-
-
-def outcome(path: Path) -> list[Example] | UserError:
-    try:
-        return read_manifest(path)
-    except UserError as error:
-        return error
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(st.binary(max_size=30) | st.text(max_size=30).map(str.encode), max_size=5))
-def test_any_bytes_give_examples_or_one_line(tmp_path, texts):
-    path = write_manifest(tmp_path, *texts)
-    read = outcome(path)
-    assert read
-    if isinstance(read, UserError):
-        assert str(read).startswith(str(path))
-        assert len(str(read).splitlines()) == 1
-
-
-@given(
-    questions=st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=30),
-    splits=st.lists(st.sampled_from(["train", "eval", None]), min_size=10, max_size=10),
-    fraction=st.floats(0, 1),
-)
-def test_a_clips_questions_stay_together(questions, splits, fraction):
-    """A clip's split may be given with some of its questions only."""
-    examples = [Example(str(clip), Path(), "Q", "A", splits[clip] if says else None, "") for clip, says in questions]
-    train, held_out = split_examples(examples, fraction)
-    assert len(train) + len(held_out) == len(examples)
-    assert not {e.clip for e in train} & {e.clip for e in held_out}
-    assert all(e.split != "eval" for e in train)
-    assert all(e.split != "train" for e in held_out)
-
-
-def test_about_the_fraction_is_held_out_whatever_else_is_there():
-    examples = [Example(f"clip {i}", Path(), "Q", "A", None, "data:1") for i in range(2000)]
-    _, held_out = split_examples(examples, 0.1)
-    assert 150 < len(held_out) < 250
-    assert split_examples(examples[::2], 0.1)[1] == [e for e in held_out if e in examples[::2]]
-    assert not split_examples(examples, 0.0)[1]
-    assert not split_examples(examples, 1.0)[0]
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +64,10 @@ def music(request, examples, cache):
     return HeardMusic(AUDIO, seconds=2.5, tokens=tokens, minimum=400)
 
 
+def sizes_of(examples: list[Example], prompt: Prompt, music) -> RowSizes:
+    return row_sizes(survey(examples, prompt), music)
+
+
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
@@ -223,7 +110,7 @@ def test_crops_are_drawn_anew_in_each_epoch(examples, prompt):
 
 
 def test_shapes_never_change(examples, prompt, music):
-    length = row_length(measure_rows(examples, prompt, music), None)
+    length = row_length(sizes_of(examples, prompt, music), examples, None)
     batches = make_dataset(examples, prompt, music, length=length, batch=3, seed=0)
     shapes = [{name: (v.shape, v.dtype) for name, v in next(batches).items()} for _ in range(10)]
     shapes += [
@@ -292,23 +179,17 @@ def test_an_evaluation_sees_each_example_once(examples, prompt, music, batch, pr
 
 
 def test_the_length_is_chosen_to_hold_every_row(examples, prompt, music):
-    sizes = measure_rows(examples, prompt, music)
-    rows = [prompt.row(e.question, e.answer, music.most_tokens(e)) for e in examples]
+    surveyed = survey(examples, prompt)
+    sizes = row_sizes(surveyed, music)
+    rows = [prompt.row(e.question, e.answer, music.most_tokens(e.clip)) for e in examples]
     assert sizes.longest == max(len(row.tokens) for row in rows)
-    assert sizes.cut == sum(row.cut for row in rows) > 0
+    assert surveyed.cut.sum() == sum(row.cut for row in rows) > 0
     assert sizes.mean == pytest.approx(np.mean([len(row.tokens) for row in rows]))
-    assert 0 <= row_length(sizes, None) - sizes.longest < 16
-    assert row_length(sizes, sizes.longest) == sizes.longest
-    with pytest.raises(UserError, match=rf"^{sizes.longest_where}: .* has {sizes.longest} tokens"):
-        row_length(sizes, sizes.longest - 1)
-
-
-def test_a_file_that_breaks_while_training_is_named(examples, prompt, tmp_path):
-    (tmp_path / "broken.wav").write_text("not audio")
-    broken = [Example("broken.wav", tmp_path / "broken.wav", "Q", "A", None, "data:1")]
-    music = HeardMusic(AUDIO, seconds=2.5, tokens=tokens, minimum=400)
-    with pytest.raises(UserError, match=r"broken\.wav: not audio"):
-        next(make_dataset(broken, prompt, music, length=96, batch=1, seed=0))
+    assert 0 <= row_length(sizes, examples, None) - sizes.longest < 16
+    assert row_length(sizes, examples, sizes.longest) == sizes.longest
+    longest = examples[int(sizes.lengths.argmax())]
+    with pytest.raises(UserError, match=rf"^{longest.where}: .* has {sizes.longest} tokens"):
+        row_length(sizes, examples, sizes.longest - 1)
 
 
 def test_a_clip_without_features_is_named(examples, cache):

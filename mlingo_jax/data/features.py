@@ -30,6 +30,7 @@ import mlingo_jax
 from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings
 from mlingo_jax.data.lock import alone
 from mlingo_jax.data.stored import Audio, read_clip
+from mlingo_jax.data.unheard import require_few
 from mlingo_jax.errors import UserError
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -42,7 +43,6 @@ _WRITER_OPTIONS = "group_size:1,uncompressed"
 # Features of ten minutes of audio are asked for at once: enough for full batches on a device, 60 MB of waveforms.
 _BATCH_SECONDS = 600
 _BATCH_CLIPS = 64
-_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,12 +188,7 @@ def hear(
     folder = Path(folder)
     with alone(folder / ".lock", f"{folder}: another process is hearing clips into this cache; wait until it is done"):
         bad = _hear_missing(clips, ear, folder, fingerprint, minimum, shard_clips)
-    if len(bad) > max_bad_fraction * len(clips):
-        named = "; ".join(list(bad.values())[:_NAMED]) + ("; ..." if len(bad) > _NAMED else "")
-        raise UserError(
-            f"{len(bad)} of {len(clips)} clips cannot be heard (allowed: {max_bad_fraction:.1%}): {named}; the other "
-            f"clips' features are kept in {folder}"
-        )
+    require_few(bad.values(), len(clips), max_bad_fraction, f"the other clips' features are kept in {folder}")
     return FeatureCache(folder), bad
 
 

@@ -7,14 +7,14 @@ import bisect
 import dataclasses
 import itertools
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from mlingo_jax.data.datasets.prepared import Prepared
-from mlingo_jax.data.pipeline import Example, Examples
+from mlingo_jax.data.examples import Example, Examples
 from mlingo_jax.data.stored import StoredAudio
 from mlingo_jax.errors import UserError
 
@@ -100,9 +100,11 @@ class Mixture:
         part = bisect.bisect_right(self.ranges, place, key=lambda r: r.start) - 1
         return self._parts[part][place - self.ranges[part].start]
 
-    def without(self, clips: Container[str]) -> "Mixture":
-        """The mixture without all examples about these clips."""
-        return Mixture([_without(part, clips) for part in self._parts], self.weights)
+    def where(self, kept: Bool[np.ndarray, "_"]) -> "Mixture":
+        """The mixture of some of the examples; the parts keep their weights."""
+        chosen = [np.flatnonzero(kept[places.start : places.stop]) for places in self.ranges]
+        parts = [Chosen(part, places) for part, places in zip(self._parts, chosen, strict=True)]
+        return Mixture(parts, self.weights)
 
 
 def read_mixture(data_dir: str | Path, wanted: Sequence[Wanted]) -> Mixture:
@@ -121,7 +123,3 @@ def evenly(examples: Examples, most: int) -> Examples:
     if not 0 < most < len(examples):
         return examples
     return Chosen(examples, np.arange(most) * len(examples) // most)
-
-
-def _without(part: Examples, clips: Container[str]) -> Examples:
-    return Chosen(part, np.array([i for i in range(len(part)) if part[i].clip not in clips], np.int64))

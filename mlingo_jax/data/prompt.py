@@ -21,7 +21,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mlingo_jax.errors import UserError
 
 _MUSIC_OPENS, _MUSIC_CLOSES = "<Audio>", "</Audio>"
-_TEXTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,11 @@ class Row:
     cut: bool = False
 
 
+_NONE = np.zeros(0, np.int32)
+EMPTY = Row(_NONE, _NONE, _NONE, _NONE, np.zeros(0, np.float32))
+"""A row without an example: all padding."""
+
+
 class Prompt:
     """Builds rows for one tokenizer and one kind of prompt."""
 
@@ -97,6 +101,18 @@ class Prompt:
         after = self._ids(self._question_text(question)) if self.settings.template else []
         ids, cut = ([], False) if answer is None else self.answer_ids(answer)
         return _row(self._opening, music_tokens, after, ids, cut)
+
+    def rows(self, asked: Sequence[tuple[str, str, int]]) -> list[Row]:
+        """The rows of several examples, (question, answer, music tokens) each; all are tokenised at once."""
+        answers = self._encode([answer + self.settings.end_symbol for _, answer, _ in asked])
+        afters: list[list[int]] = [[]] * len(asked)
+        if self.settings.template:
+            afters = self._encode([self._question_text(question) for question, *_ in asked])
+        limit = self.settings.max_answer_tokens
+        return [
+            _row(self._opening, tokens, after, ids[:limit], len(ids) > limit)
+            for (*_, tokens), after, ids in zip(asked, afters, answers, strict=True)
+        ]
 
     def answer_ids(self, answer: str) -> tuple[list[int], bool]:
         """An answer's token ids with the end symbol's, and whether they were cut to `max_answer_tokens`."""
@@ -120,11 +136,15 @@ class Prompt:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _counts(self, texts: Sequence[str]) -> Int32[np.ndarray, "E"]:
-        counts: list[int] = []
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            some = list(texts[start : start + _TEXTS_AT_ONCE])
-            counts += map(len, self.tokenizer(some, add_special_tokens=False)["input_ids"])
-        return np.array(counts, np.int32)
+        return np.array([len(ids) for ids in self._encode(texts)], np.int32)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text. Many at once are encoded by several threads of the tokenizer's own."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        # Past transformers' layer: it would also ask for masks and offsets, at twice the time.
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def collate(rows: Sequence[Row], length: int, batch: int) -> dict[str, np.ndarray]:

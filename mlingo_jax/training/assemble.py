@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import grain
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -14,15 +15,11 @@ from configs.base import Config
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower, open_with_files
 from mlingo_jax.data.mixture import Mixture
 from mlingo_jax.data.packing import ROW_LENGTH, pack
-from mlingo_jax.data.pipeline import (
-    Batch,
-    Examples,
-    evaluation_batches,
-    make_dataset,
-    measure_rows,
-    row_length,
-)
+from mlingo_jax.data.pipeline import evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, load_tokenizer
+from mlingo_jax.data.rows import Batch
+from mlingo_jax.data.survey import row_length, row_sizes, survey
+from mlingo_jax.data.unheard import named
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.quantization import Quantization
@@ -32,9 +29,6 @@ from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
 from mlingo_jax.training.sharding import check_batch
 from mlingo_jax.training.step import Networks
-
-# Of the clips that cannot be heard, so many are named.
-NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Assembly:
     run: the contents of run.json.
     train_batches, eval_batches: make the endless stream of batches, and one pass over the held-out examples.
     seconds: of audio in an example, on average; None if the audio is not there any more.
-    row_examples: examples in a row, on average.
+    row_examples: examples in a row, on average; clips: that the examples are about.
     notes: what the user should know of the data, a line each.
     """
 
@@ -58,6 +52,7 @@ class Assembly:
     eval_batches: Callable[[], Iterator[Batch]]
     seconds: float | None
     row_examples: float
+    clips: int
     notes: list[str]
 
 
@@ -83,16 +78,19 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
     _, files = open_with_files(config.llm.path, "llama")
     prompt = Prompt(load_tokenizer(files), prompt_settings(config))
     train, held_out = read_examples(config)
-    music = open_music(config, Mixture([train, held_out]), mesh)
+    surveyed = survey(Mixture([train, held_out]), prompt)
+    music = open_music(config, surveyed.clips, mesh)
     if music.unheard:
-        train, held_out = train.without(music.unheard), held_out.without(music.unheard)
+        heard = np.array([clip not in music.unheard for clip in surveyed.clips])[surveyed.clip]
+        train, held_out = train.where(heard[: len(train)]), held_out.where(heard[len(train) :])
+        surveyed = surveyed.where(heard)
     if not len(train):
         raise UserError(f"{config.data.manifest or config.data.datasets}: no examples to train on")
 
     quantization = cast(Quantization, config.llm.quantization)
     llm = load_tower(config.llm.path, kind="llama", dtype=config.llm.dtype, quantization=quantization, mesh=mesh)
-    sizes = measure_rows(Mixture([train, held_out]), prompt, music.music)
-    length = whole = row_length(sizes, config.data.length or None)
+    sizes = row_sizes(surveyed, music.music)
+    length = whole = row_length(sizes, Mixture([train, held_out]), config.data.length or None)
     packing = None
     if config.data.packed:
         length = config.data.length or max(whole, ROW_LENGTH)
@@ -109,7 +107,7 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         config,
         mert={"folder": music.folder, "identity": music.identity},
         llm={"folder": lasting(config.llm.path), "identity": llm.identity},
-        data=describe_data(train, held_out, length),
+        data=describe_data(surveyed, len(train), length),
     )
 
     rows = {"batch": config.batch_size // jax.process_count()}
@@ -133,10 +131,11 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
             apart=config.data.mixing == "step",
         ),
         eval_batches=lambda: evaluation_batches(held_out, prompt, music.music, length=whole, **rows, **place),
+        clips=len(surveyed.clips),
         row_examples=len(train) / len(packing) if packing else 1.0,
         seconds=mean_seconds(train, most=config.data.crop_seconds if config.data.hear_in_step else math.inf),
         notes=[
-            *_notes(train, held_out, sizes.cut, sizes.mean, length, music),
+            *_notes(len(train), len(held_out), int(surveyed.cut.sum()), sizes.mean, length, music),
             *([f"{len(packing):,} rows of up to {packing.examples} examples each"] if packing else []),
         ],
     )
@@ -169,17 +168,12 @@ def _make_adapter(config: Config, music: RunMusic, llm: Tower) -> tuple[nnx.Grap
     )
 
 
-def _notes(train: Examples, held_out: Examples, cut: int, mean: float, length: int, music: RunMusic) -> list[str]:
-    notes = [
-        f"{len(train):,} examples to train on, {len(held_out):,} held out; rows of {length} tokens, {mean:.0f} used"
-    ]
+def _notes(train: int, held_out: int, cut: int, mean: float, length: int, music: RunMusic) -> list[str]:
+    notes = [f"{train:,} examples to train on, {held_out:,} held out; rows of {length} tokens, {mean:.0f} used"]
     if cut:
         notes.append(f"{cut:,} answers are longer than prompt.max_answer_tokens and are cut")
     if music.unheard:
-        notes.append(
-            f"{len(music.unheard):,} clips cannot be heard and are left out: "
-            + "; ".join([*list(music.unheard.values())[:NAMED], *["…"] * (len(music.unheard) > NAMED)])
-        )
-    if not len(held_out):
+        notes.append(f"{len(music.unheard):,} clips cannot be heard and are left out: {named(music.unheard.values())}")
+    if not held_out:
         notes.append("no examples are held out: there will be no evaluation")
     return notes

@@ -1,6 +1,7 @@
 """What a run would be, before any weights are loaded and any clip is heard."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -10,12 +11,15 @@ from conversion.folders import find
 from conversion.towers import open_tower
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.datasets.prepared import Prepared
+from mlingo_jax.data.examples import Example
 from mlingo_jax.data.hearing import count_tokens
 from mlingo_jax.data.mixture import Mixture, clip_name, parse_wanted
 from mlingo_jax.data.packing import ROW_LENGTH, pack
-from mlingo_jax.data.pipeline import Batch, Example, Examples, make_dataset, measure_rows, row_length
+from mlingo_jax.data.pipeline import make_dataset
 from mlingo_jax.data.prompt import Prompt, load_tokenizer
-from mlingo_jax.data.stored import duration
+from mlingo_jax.data.rows import Batch
+from mlingo_jax.data.stored import Audio, duration
+from mlingo_jax.data.survey import row_length, row_sizes, survey
 from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.training.config import to_json
 from mlingo_jax.training.examples import read_examples
@@ -28,12 +32,14 @@ class CountedMusic:
 
     tokens: dict[str, int]
 
-    def most_tokens(self, example: Example) -> int:
-        """As `CachedMusic.most_tokens`."""
-        return self.tokens[example.clip]
+    random = False
+
+    def most_tokens(self, clip: str) -> int:
+        """As `Music.most_tokens`."""
+        return self.tokens[clip]
 
     def load(self, example: Example | None, rng: np.random.Generator | None) -> tuple[int, Batch]:
-        """As `CachedMusic.load`, without fields."""
+        """As `Music.load`, without fields."""
         return 0 if example is None else self.tokens[example.clip], {}
 
 
@@ -44,10 +50,11 @@ def dry_run(config: Config) -> str:
         UserError: as a run that begins would; the encoder's config and the language model's tokenizer are needed.
     """
     train, held_out = read_examples(config)
-    music = CountedMusic(_count_music(config, Mixture([train, held_out])))
     prompt = Prompt(load_tokenizer(find(config.llm.path)), prompt_settings(config))
-    sizes = measure_rows(Mixture([train, held_out]), prompt, music)
-    length = row_length(sizes, config.data.length or None)
+    surveyed = survey(Mixture([train, held_out]), prompt)
+    music = CountedMusic(_count_music(config, surveyed.clips))
+    sizes = row_sizes(surveyed, music)
+    length = row_length(sizes, Mixture([train, held_out]), config.data.length or None)
     batches = make_dataset(
         train,
         prompt,
@@ -70,7 +77,7 @@ def dry_run(config: Config) -> str:
         to_json(config).rstrip(),
         "",
         f"{len(train):,} examples to train on, {len(held_out):,} to evaluate on",
-        f"rows of {length} tokens, {sizes.mean:.0f} used on average; {sizes.cut:,} answers are cut",
+        f"rows of {length} tokens, {sizes.mean:.0f} used on average; {surveyed.cut.sum():,} answers are cut",
         *packed,
         *shown_rows(next(batches), prompt.tokenizer),
         f"{config.steps:,} steps of {config.batch_size}, {config.steps // config.accumulate:,} updates",
@@ -106,7 +113,7 @@ def _epochs(train: Mixture, seen: float) -> list[str]:
     ]
 
 
-def _count_music(config: Config, examples: Examples) -> dict[str, int]:
+def _count_music(config: Config, clips: Mapping[str, Audio]) -> dict[str, int]:
     """The music tokens of each clip, from the clips' lengths."""
     encoder = open_tower(find(config.mert.path), "mert")
     assert isinstance(encoder.config, MertConfig)
@@ -114,14 +121,13 @@ def _count_music(config: Config, examples: Examples) -> dict[str, int]:
     most = config.data.crop_seconds if config.data.hear_in_step else float("inf")
     return {
         clip: count_tokens(round(min(seconds, most) * audio.sample_rate), audio, encoder.config, config.mert.window)
-        for clip, seconds in _seconds(config, examples).items()
+        for clip, seconds in _seconds(config, clips).items()
     }
 
 
-def _seconds(config: Config, examples: Examples) -> dict[str, float]:
+def _seconds(config: Config, clips: Mapping[str, Audio]) -> dict[str, float]:
     data = config.data
     if not data.datasets:
-        clips = {e.clip: e.audio for e in (examples[i] for i in range(len(examples)))}
         return {clip: duration(audio) or 0.0 for clip, audio in clips.items()}
     wanted = parse_wanted(data.datasets, "config.data.datasets")
     wanted += parse_wanted(data.evaluate, "config.data.evaluate") if data.evaluate else []

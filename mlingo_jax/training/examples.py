@@ -1,8 +1,8 @@
 """Which examples a run trains on and which it holds out: a manifest's, or those of prepared datasets."""
 
 from configs.base import Config
+from mlingo_jax.data.manifest import read_manifest, split_examples
 from mlingo_jax.data.mixture import Mixture, evenly, parse_wanted, read_mixture
-from mlingo_jax.data.pipeline import read_manifest, split_examples
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.music import heard_clips
 

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from configs.base import Config
 from conversion.checksum import weights_checksum
 from mlingo_jax.data.lock import alone
-from mlingo_jax.data.pipeline import Batch
+from mlingo_jax.data.rows import Batch
+from mlingo_jax.data.unheard import Unheard
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.assemble import Assembly, assemble, overview
 from mlingo_jax.training.checkpoint import Checkpoints, Saved, restore, to_host
@@ -30,7 +31,7 @@ from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
 from mlingo_jax.training.step import METRICS, Metrics, TrainState, compile_eval_step, compile_train_step, init_state
 
 # Fields of a batch that stay on the host.
-HOST_FIELDS = ("example",)
+HOST_FIELDS = ("example", "unheard")
 
 
 def train(config: Config) -> None:
@@ -96,6 +97,7 @@ class Loop:
     ):
         self._config, self._assembly, self._mesh = config, assembly, mesh
         self._record, self._progress, self._checkpoints = record, progress, checkpoints
+        self._unheard = Unheard(assembly.clips, config.data.max_bad_fraction, progress.say)
         self._train_step = compile_train_step(assembly.networks, config, mesh)
         self._eval_step = compile_eval_step(assembly.networks, config, mesh)
 
@@ -136,6 +138,7 @@ class Loop:
         return replicate(state, self._mesh), batches
 
     def _put(self, batch: Batch) -> dict[str, jax.Array]:
+        self._unheard.note(batch)
         return put_batch({name: values for name, values in batch.items() if name not in HOST_FIELDS}, self._mesh)
 
     def _note(self, step: int, metrics: Metrics) -> None:

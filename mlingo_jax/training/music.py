@@ -16,9 +16,11 @@ from configs.base import Config
 from conversion.folders import find
 from conversion.load import Tower, load_tower
 from mlingo_jax.data.audio import AudioSettings
+from mlingo_jax.data.examples import Examples
 from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
 from mlingo_jax.data.hearing import Ear
-from mlingo_jax.data.pipeline import CachedMusic, Examples, HeardMusic, Music
+from mlingo_jax.data.pipeline import CachedMusic, HeardMusic
+from mlingo_jax.data.rows import Music
 from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.run import check_run
@@ -59,13 +61,13 @@ def heard_clips(config: Config) -> FeatureCache | tuple[()]:
     return FeatureCache(folder) if used else ()
 
 
-def open_music(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
-    """The music of all the examples' clips; hears those that have not been heard yet, unless that is the steps' work.
+def open_music(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> RunMusic:
+    """The music of these clips; hears those that have not been heard yet, unless that is the steps' work.
 
     Raises:
         UserError: the encoder cannot be loaded or is not named; clips cannot be heard; the cache is of another kind.
     """
-    return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, examples, mesh)
+    return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, clips, mesh)
 
 
 def hear_clips(config: Config, clips: Mapping[str, Audio], tower: Tower) -> tuple[FeatureCache, dict[str, str]]:
@@ -84,7 +86,7 @@ def hear_clips(config: Config, clips: Mapping[str, Audio], tower: Tower) -> tupl
         cache_folder(config),
         fingerprint,
         minimum=tower.config.receptive_field,
-        max_bad_fraction=config.data.max_unheard,
+        max_bad_fraction=config.data.max_bad_fraction,
     )
     memory = {"path": lasting(config.mert.path), "files": _files(config.mert.path)}
     temporary = cache.folder / f".{ENCODER}.partial"
@@ -119,9 +121,8 @@ def _heard_in_step(config: Config, mesh: Mesh) -> RunMusic:
     return RunMusic(music, tower.config.width, states, tower.identity, lasting(config.mert.path), tower, {})
 
 
-def _heard_before(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
+def _heard_before(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> RunMusic:
     folder = cache_folder(config)
-    clips = {e.clip: e.audio for e in (examples[i] for i in range(len(examples)))}
     cache, unheard = _complete_cache(config, clips), {}
     if cache is None:
         tower = load_encoder(config, mesh)
@@ -133,7 +134,7 @@ def _heard_before(config: Config, examples: Examples, mesh: Mesh) -> RunMusic:
     return RunMusic(music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unheard)
 
 
-def _complete_cache(config: Config, clips: dict[str, Audio]) -> FeatureCache | None:
+def _complete_cache(config: Config, clips: Mapping[str, Audio]) -> FeatureCache | None:
     """The cache, if all clips are in it and it is of this run's kind, as far as that is seen without the encoder."""
     cache = heard_clips(config)
     if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips):

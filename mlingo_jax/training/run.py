@@ -7,7 +7,6 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import jax
 
 import mlingo_jax
 from configs.base import Config
-from mlingo_jax.data.pipeline import Examples
 from mlingo_jax.data.prompt import PromptSettings
+from mlingo_jax.data.survey import Survey
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.checkpoint import RUN, is_run, read_run
 from mlingo_jax.training.config import fields, to_json
@@ -35,14 +34,10 @@ def prompt_settings(config: Config) -> PromptSettings:
     )
 
 
-def describe_data(train: Examples, held_out: Examples, length: int) -> dict[str, Any]:
-    """The examples' numbers, their fingerprint (clips, texts, order, split), and the rows' length."""
-    digest = sha256()
-    for side in (train, held_out):
-        for example in (side[i] for i in range(len(side))):
-            digest.update(json.dumps([example.clip, example.question, example.answer]).encode())
-        digest.update(b"\n")
-    return {"train": len(train), "eval": len(held_out), "length": length, "fingerprint": digest.hexdigest()}
+def describe_data(surveyed: Survey, train: int, length: int) -> dict[str, Any]:
+    """The numbers of examples, of which the first `train` are to train on, their fingerprint, and the rows' length."""
+    held_out = len(surveyed.clip) - train
+    return {"train": train, "eval": held_out, "length": length, "fingerprint": surveyed.fingerprint(train)}
 
 
 def describe_run(

@@ -75,7 +75,7 @@ def read_csv(path: Path, required: Collection[str]) -> Iterator[tuple[str, dict[
             columns = reader.fieldnames or []
             if not columns:
                 raise UserError(f"{path}: the file is empty")
-            require(columns, required, str(path), "columns")
+            require(columns, required, str(path), "column")
             for row in reader:
                 found = len(columns) + len(row.pop(_TOO_MUCH, ())) - list(row.values()).count(None)
                 if found != len(columns):
@@ -88,6 +88,8 @@ def read_csv(path: Path, required: Collection[str]) -> Iterator[tuple[str, dict[
         raise UserError(f"{path}: not valid csv, or cut off ({error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -126,21 +128,21 @@ def items(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{where}: item {number}", value
 
 
-def require(found: Collection[str], required: Collection[str], where: str, what: str = "fields") -> None:
-    """Raises UserError unless all required fields are among those found."""
+def require(found: Collection[str], required: Collection[str], where: str, what: str = "field") -> None:
+    """Raises UserError unless all required fields (or what else they are) are among those found."""
     missing = [name for name in required if name not in found]
     if missing:
+        are = f"{what}s {', '.join(missing)} are" if len(missing) > 1 else f"{what} {missing[0]} is"
         raise UserError(
-            f"{where}: the {what} {', '.join(missing)} are missing; found {', '.join(map(str, found)) or 'none'}; "
-            "is it this dataset's file?"
+            f"{where}: the {are} missing; found {', '.join(map(str, found)) or 'none'}; is it this dataset's file?"
         )
 
 
-def text(values: Mapping[str, Any], name: str, where: str) -> str:
-    """A text that is there and not blank. Raises UserError otherwise."""
+def text(values: Mapping[str, Any], name: str, where: str, *, may_be_blank: bool = False) -> str:
+    """A text that is there and, unless it may be, not blank. Raises UserError otherwise."""
     require(values, (name,), where)
     value = values[name]
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not (value.strip() or may_be_blank):
         raise UserError(f'{where}: expected a text in "{name}", found {_show(value)}')
     if _SURROGATE.search(value):
         raise UserError(f'{where}: half a surrogate pair (a \\u escape without its other half) in "{name}"')

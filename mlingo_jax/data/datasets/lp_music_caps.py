@@ -83,7 +83,7 @@ def _read_parquet(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             found = file.schema_arrow.names
-            require(found, required, str(path), "columns")
+            require(found, required, str(path), "column")
             columns = [name for name in (*required, "path", "start_s", "end_s") if name in found]
             number_of_row = 0
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):

@@ -1,19 +1,15 @@
-"""Anyone's own music: a jsonl, json or csv of audio, question and answer, or of LLaVA-style conversations."""
+"""Anyone's own music as a dataset; `mlingo_jax.data.manifest` has the format."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from mlingo_jax.data.datasets.annotations import Annotation, items, number, rate, read_csv, read_json, read_jsonl, text
-from mlingo_jax.data.datasets.conversations import turns
+from mlingo_jax.data.datasets.annotations import Annotation, number, rate
 from mlingo_jax.data.datasets.examples import Examples
-from mlingo_jax.errors import UserError
-
-_SPLITS = ("train", "eval")
+from mlingo_jax.data.manifest import read_entries
 
 
 class Manifest(Examples):
-    """Config: a name for the collection. A row's `split` is train (also where nothing is said) or eval."""
+    """Anyone's own jsonl, json or csv; --config names the collection, splits are train (also unnamed) and eval."""
 
     name = "manifest"
     homepage = ""
@@ -24,34 +20,14 @@ class Manifest(Examples):
     files = ("*.jsonl", "*.csv", "*.json")
 
     def read(self, path: Path) -> Iterator[Annotation]:
-        split_of: dict[str, str] = {}
-        for where, row in _read_rows(path):
-            clip, split = text(row, "audio", where), row.get("split") or "train"
-            if split not in _SPLITS:
-                raise UserError(f'{where}: expected "train" or "eval" in "split", found {split!r}')
-            if split_of.setdefault(clip, split) != split:
-                raise UserError(f"{where}: {clip!r} is in the split {split} here and in {split_of[clip]} further up")
-            near = str((path.parent / clip).resolve())
-            if "conversations" in row:
-                pairs = turns(row, "conversations", where)
-            else:
-                pairs = iter([(text(row, "question", where), text(row, "answer", where))])
-            for question, answer in pairs:
-                yield Annotation(
-                    clip=clip,
-                    names=(near, clip),
-                    question=question,
-                    answer=answer,
-                    source=self.config_name,
-                    split=split,
-                    seconds=number(row, "seconds", where),
-                    rate=rate(row, where),
-                )
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if path.suffix == ".csv":
-        return read_csv(path, ("audio", "question", "answer"))
-    if path.suffix == ".json":
-        return items(read_json(path), str(path))
-    return read_jsonl(path)
+        for entry in read_entries(path, unmarked="train"):
+            yield Annotation(
+                clip=entry.audio,
+                names=(str((path.parent / entry.audio).resolve()), entry.audio),
+                question=entry.question,
+                answer=entry.answer,
+                source=self.config_name,
+                split=entry.split or "train",
+                seconds=number(entry.values, "seconds", entry.where),
+                rate=rate(entry.values, entry.where),
+            )

@@ -2,8 +2,8 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from mlingo_jax.data.datasets.check import Clip
 from mlingo_jax.data.datasets.clips import HASHES, NAMES, SPLIT, clip_hash
+from mlingo_jax.data.datasets.records import read_texts
 from mlingo_jax.errors import UserError
 
 PREPARED = "prepared.json"
@@ -27,20 +28,23 @@ class PreparedExample:
     source: str
 
 
+_TEXTS = tuple(field.name for field in fields(PreparedExample))
+
+
 class PreparedExamples:
     """The examples of one split, in the order of the annotations; read one by one."""
 
-    def __init__(self, source: Sequence[dict[str, bytes]]):
-        self._source = source
+    def __init__(self, records: Any):
+        """records: random access to them, serialised."""
+        self._records = records
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> PreparedExample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        record = self._source[index % len(self)]
-        return PreparedExample(**{name: value.decode() for name, value in record.items()})
+        return PreparedExample(*read_texts(self._records[index % len(self)], _TEXTS))
 
 
 class PreparedClips:
@@ -121,7 +125,8 @@ class Prepared:
         """The examples of a split. Raises UserError if there is no such split."""
         if split not in self.splits:
             raise UserError(f"{self.name}: expected the split {' or '.join(self.splits)}, found {split!r}")
-        return PreparedExamples(_source(self.folder, split))
+        # Past TFDS's decoding, which is made for tensors: it would take four times as long for four texts.
+        return PreparedExamples(_source(self.folder, split).data_source)
 
 
 def dataset_folder(data_dir: Path, name: str) -> Path:

@@ -1,11 +1,14 @@
-"""TFDS's records with bytes that depend on their contents alone."""
+"""TFDS's records: written with bytes that depend on their contents alone, and texts read without its detours."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any
 
 from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
+
+# protobuf makes its classes as the module is imported, out of a type checker's sight.
+_MESSAGES: Any = tf_example_pb2
 
 
 class SteadyWriter(ExampleWriter):
@@ -15,7 +18,11 @@ class SteadyWriter(ExampleWriter):
         return super().write(path, ((key, _in_order(record)) for key, record in examples))
 
 
+def read_texts(record: bytes, names: Sequence[str]) -> list[str]:
+    """Some features of a serialised record, a text each."""
+    features = _MESSAGES.Example.FromString(record).features.feature
+    return [features[name].bytes_list.value[0].decode() for name in names]
+
+
 def _in_order(record: bytes) -> bytes:
-    # protobuf makes its classes as the module is imported, out of a type checker's sight.
-    message: Any = tf_example_pb2
-    return message.Example.FromString(record).SerializeToString(deterministic=True)
+    return _MESSAGES.Example.FromString(record).SerializeToString(deterministic=True)
