@@ -19,7 +19,8 @@ from mlingo_jax.data.audio import AudioSettings, read_audio
 from mlingo_jax.data.datasets.music_caps import SECONDS, MusicCaps
 from mlingo_jax.data.datasets.music_qa import MusicQA
 from mlingo_jax.data.examples import Example
-from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
+from mlingo_jax.data.features import FeatureCache, Fingerprint
+from mlingo_jax.data.fill import hear
 from mlingo_jax.data.packing import ROW_LENGTH, Packing, pack
 from mlingo_jax.data.pipeline import CachedMusic, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer

@@ -70,7 +70,9 @@ class PromptConfig:
 class DataConfig:
     """The examples."""
 
-    manifest: str = setting("", "jsonl, json or csv of audio, question, answer; split (train or eval) if wanted", free=True)
+    manifest: str = setting(
+        "", "jsonl, json or csv of audio, question, answer; split (train or eval) if wanted", free=True
+    )
     datasets: str = setting("", "instead of a manifest: prepared DATASET:SPLIT[=WEIGHT], separated by commas")
     evaluate: str = setting("", "with datasets: DATASET:SPLIT to evaluate on; empty: no evaluation")
     data_dir: str = setting("data", "folder of the prepared datasets", free=True)
@@ -80,11 +82,16 @@ class DataConfig:
     length: int = setting(0, "tokens in a row, music and padding included; 0: as the longest example needs", least=0)
     packed: bool = setting(False, "several examples in a row; batch_size then counts rows; not with hear_in_step")
     hear_in_step: bool = setting(False, "hear the audio in every step instead of once into a feature cache")
-    crop_seconds: float = setting(30.5, "with hear_in_step: random crop of longer clips, in seconds", least=1)
+    crops: int = setting(0, "fixed crops of each clip, one at random for each row; 0: see crop_seconds", least=0)
+    crop_seconds: float = setting(
+        30.5, "of a crop; with hear_in_step and no fixed crops a new one each time, else clips are whole", least=1
+    )
+    crop_seed: int = setting(0, "which fixed crops", least=0)
     max_bad_fraction: float = setting(
         0.0, "share of clips that may be unreadable; they are left out", least=0, most=1, free=True
     )
     features: str = setting("", "feature cache; empty: features/ in DATA_DIR (datasets) or WORKDIR", free=True)
+    store: str = setting("float32", "what features are kept as in the cache; bfloat16: half of it", choices=DTYPES)
 
 
 @dataclasses.dataclass

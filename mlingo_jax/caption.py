@@ -18,7 +18,7 @@ from mlingo_jax.errors import UserError, run_door
 
 if TYPE_CHECKING:
     from mlingo_jax.api import MusiLingo
-    from mlingo_jax.data.features import Waveform
+    from mlingo_jax.data.stored import Waveform
     from mlingo_jax.inference.answer_file import AnswerFile
     from mlingo_jax.inference.generate import Options
 
@@ -83,7 +83,7 @@ def caption(
 
     Returns the number of files that cannot be read.
     """
-    from mlingo_jax.data.features import read_ahead
+    from mlingo_jax.data.stored import read_ahead
 
     rate, failed = model.ear.audio.sample_rate, 0
     waveforms = read_ahead({f: Path(f) for f in files}, model.ear.audio, model.ear.config.receptive_field)

@@ -164,6 +164,16 @@ def _add_features(commands: argparse._SubParsersAction) -> None:
         help="encoder frames averaged into one feature (default %(default)s)",
     )
     add("--states", action="store_true", help="keep the hidden states apart, for adapter.learn_states")
+    add("--crops", type=int, default=0, help="hear so many fixed crops of each clip (default: all of it)")
+    add(
+        "--crop_seconds",
+        type=float,
+        default=defaults.data.crop_seconds,
+        metavar="SECONDS",
+        help="of a crop (default %(default)s)",
+    )
+    add("--crop_seed", type=int, default=defaults.data.crop_seed, help="which crops (default %(default)s)")
+    add("--store", choices=DTYPES, default=defaults.data.store, help="what features are kept as (default %(default)s)")
     add(
         "--max_bad_fraction",
         type=float,
@@ -183,6 +193,8 @@ def _features(arguments: argparse.Namespace) -> None:
     config.adapter.learn_states = arguments.states
     config.data.datasets, config.data.data_dir = arguments.dataset, arguments.data_dir
     config.data.features, config.data.max_bad_fraction = arguments.features, arguments.max_bad_fraction
+    config.data.crops, config.data.crop_seconds = arguments.crops, arguments.crop_seconds
+    config.data.crop_seed, config.data.store = arguments.crop_seed, arguments.store
     check(config)
     print(hear_collection(config, arguments.dataset))
 

@@ -17,7 +17,8 @@ import pytest
 import soundfile
 
 from mlingo_jax.data.audio import AudioSettings
-from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
+from mlingo_jax.data.features import FeatureCache, Fingerprint
+from mlingo_jax.data.fill import hear
 from mlingo_jax.data.lock import alone
 from mlingo_jax.errors import UserError
 

@@ -10,7 +10,8 @@ from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.datasets.manifest import Manifest
 from mlingo_jax.data.datasets.music_caps import MusicCaps
 from mlingo_jax.data.examples import Example
-from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
+from mlingo_jax.data.features import FeatureCache, Fingerprint
+from mlingo_jax.data.fill import hear
 from mlingo_jax.data.mixture import Mixture, Wanted, evenly, parse_wanted, read_mixture
 from mlingo_jax.data.pipeline import CachedMusic, HeardMusic, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings

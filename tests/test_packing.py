@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from conversion.load import load_tower
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Example
-from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
+from mlingo_jax.data.features import FeatureCache, Fingerprint
+from mlingo_jax.data.fill import hear
 from mlingo_jax.data.packing import Packing, join, pack
 from mlingo_jax.data.pipeline import CachedMusic, evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer

@@ -10,7 +10,8 @@ import soundfile
 
 from mlingo_jax.data.audio import AudioSettings, normalize
 from mlingo_jax.data.examples import Example
-from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
+from mlingo_jax.data.features import FeatureCache, Fingerprint
+from mlingo_jax.data.fill import hear
 from mlingo_jax.data.pipeline import CachedMusic, HeardMusic, evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
 from mlingo_jax.data.survey import RowSizes, row_length, row_sizes, survey

@@ -4,6 +4,7 @@ Axes: B windows in a batch, N samples, S hidden states, K (or M) features of a c
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from mlingo_jax.data.audio import AudioSettings, normalize, windows
@@ -21,6 +24,9 @@ LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 SECONDS = 30.0
 
+# The axes of a mesh that split a batch.
+ROWS = ("data", "fsdp")
+
 
 @dataclasses.dataclass(frozen=True)
 class Ear:
@@ -29,7 +35,8 @@ class Ear:
     `window` is the number of encoder frames averaged into one feature (MusiLingo: 325, 4.33 s at 75 Hz). A clip longer
     than `seconds` is heard in pieces of that length one after the other, so memory does not grow with the clip; a clip
     no longer than that is heard whole. With `keep_states` the features keep the encoder's hidden states apart.
-    `batch_seconds` bounds the padded audio in one call of the encoder.
+    With a `mesh` (the parameters' own) each batch is split evenly over it; `batch_seconds` bounds the padded audio that
+    each part gets in one call of the encoder.
     """
 
     graphdef: nnx.GraphDef[Mert]
@@ -39,6 +46,7 @@ class Ear:
     window: int
     seconds: float = SECONDS
     keep_states: bool = False
+    mesh: Mesh | None = None
     batch_seconds: float = 32.0
 
     def __call__(self, waveforms: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
@@ -59,24 +67,61 @@ class Ear:
     def _hear(self, pieces: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
         features: dict[int, np.ndarray] = {}
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
+        # Fetched one batch late: the host pads a batch while the devices hear the one before.
+        waiting: tuple[list[int], Array] | None = None
         while order:
             padded = self._padded_length(len(pieces[order[-1]]))
             fits = [i for i in order if self._padded_length(len(pieces[i])) == padded]
-            most = max(1, int(self.batch_seconds * self.audio.sample_rate) // padded)
-            fits = fits[-(1 << most.bit_length() - 1) :]
+            fits = fits[-self._most_rows(padded) :]
             order = order[: -len(fits)]
-            # Rows in powers of two, so that few programs are compiled; the spare rows hold silence.
-            rows = 1 << (len(fits) - 1).bit_length()
-            batch = np.zeros((rows, padded), np.float32)
-            lengths = np.full(rows, len(pieces[fits[0]]), np.int32)
-            for row, i in enumerate(fits):
-                batch[row, : len(pieces[i])] = normalize(pieces[i]) if self.audio.normalize else pieces[i]
-                lengths[row] = len(pieces[i])
-            out = np.asarray(_features(self.graphdef, self.params, batch, lengths, self.window, self.keep_states))
-            for row, i in enumerate(fits):
-                kept = -(-self.config.frames(len(pieces[i])) // self.window)
-                features[i] = out[row, ..., :kept, :]
+            out = self._features([pieces[i] for i in fits], padded)
+            if waiting:
+                features |= self._fetch(*waiting, pieces)
+            waiting = fits, out
+        if waiting:
+            features |= self._fetch(*waiting, pieces)
         return [features[i] for i in range(len(pieces))]
+
+    def _features(self, pieces: Sequence[Float[np.ndarray, "_"]], padded: int) -> Float[Array, "B ..."]:
+        """The features of one batch, on the devices still; rows after the pieces' own mean nothing."""
+        rows = self._rows(len(pieces))
+        batch = np.zeros((rows, padded), np.float32)
+        lengths = np.full(rows, len(pieces[0]), np.int32)
+        for row, piece in enumerate(pieces):
+            batch[row, : len(piece)] = normalize(piece) if self.audio.normalize else piece
+            lengths[row] = len(piece)
+        placed = (batch, lengths)
+        if self.mesh is not None:
+            placed = jax.device_put(placed, NamedSharding(self.mesh, P(self._split)))
+        return _features(self.graphdef, self.params, *placed, self.window, self.keep_states)
+
+    def _fetch(
+        self, places: Sequence[int], out: Float[Array, "B ..."], pieces: Sequence[Float[np.ndarray, "_"]]
+    ) -> dict[int, np.ndarray]:
+        """The valid features of a batch's rows, by their pieces' places."""
+        kept = [-(-self.config.frames(len(pieces[i])) // self.window) for i in places]
+        return {i: row[..., :k, :] for i, k, row in zip(places, kept, np.asarray(out), strict=False)}
+
+    @property
+    def _split(self) -> tuple[str, ...]:
+        return () if self.mesh is None else tuple(axis for axis in ROWS if axis in self.mesh.shape)
+
+    @property
+    def _parts(self) -> int:
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in self._split)
+
+    def _most_rows(self, padded: int) -> int:
+        """How many rows of so many samples go into one batch."""
+        each = max(1, int(self.batch_seconds * self.audio.sample_rate) // padded)
+        return self._parts << each.bit_length() - 1
+
+    def _rows(self, pieces: int) -> int:
+        """The rows of a batch for so many pieces: each part's a power of two, so that few programs are compiled.
+
+        The spare rows hold silence.
+        """
+        each = -(-pieces // self._parts)
+        return self._parts << (each - 1).bit_length()
 
     def _padded_length(self, samples: int) -> int:
         rate = self.audio.sample_rate

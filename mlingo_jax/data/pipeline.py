@@ -10,8 +10,10 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Float32
 
 from mlingo_jax.data.audio import AudioSettings, crop, normalize
+from mlingo_jax.data.crops import Crops
 from mlingo_jax.data.examples import Example, Examples
 from mlingo_jax.data.features import FeatureCache
 from mlingo_jax.data.packing import Packing
@@ -26,12 +28,12 @@ Stream = Any  # A grain.MapDataset: its type parameter changes along the way.
 class CachedMusic:
     """Music features from a cache: the field `music`, [M, D] or [S, M, D] per row, zeros after the clip's own K."""
 
-    random = False
-
     def __init__(self, cache: FeatureCache, clips: Collection[str]):
         """Raises UserError if a clip is not in the cache."""
-        self.cache = cache
-        shapes = [cache.shape(clip) for clip in clips]
+        self.cache, self._crops = cache, cache.fingerprint.fixed_crops
+        self.random = self._crops is not None
+        # Without the axis of the crops: a row gets one of them.
+        shapes = [cache.shape(clip)[1:] if self._crops else cache.shape(clip) for clip in clips]
         most = max(shape[-2] for shape in shapes)
         self.shape = (*shapes[0][:-2], most, shapes[0][-1])
 
@@ -44,7 +46,8 @@ class CachedMusic:
         music = np.zeros(self.shape, np.float32)
         if example is None:
             return 0, {"music": music}
-        features = self.cache[example.clip]
+        clip, crops = example.clip, self._crops
+        features = self.cache.crop(clip, crops.draw(rng)) if crops else self.cache[clip]
         tokens = features.shape[-2]
         music[..., :tokens, :] = features
         return tokens, {"music": music}
@@ -55,8 +58,9 @@ class HeardMusic:
     """Audio to be heard in the step: the fields `waveform` [N], zeros after the clip's end, and `waveform_length`.
 
     A clip longer than `seconds` is cropped to it, at a start drawn anew for each row while training (`random`), at its
-    beginning otherwise. `tokens` gives the number of music tokens of so many samples. The field `unheard` says why a
-    clip cannot be read ("" if it can): its row is left empty.
+    beginning otherwise; or to one of its fixed `crops`, drawn for each row or the first. `tokens` gives the number of
+    music tokens of so many samples. The field `unheard` says why a clip cannot be read ("" if it can): its row is left
+    empty.
     """
 
     audio: AudioSettings
@@ -64,6 +68,7 @@ class HeardMusic:
     tokens: Callable[[int], int]
     minimum: int
     random: bool = True
+    crops: Crops | None = None
 
     def most_tokens(self, clip: str) -> int:
         """As `Music.most_tokens`."""
@@ -75,13 +80,20 @@ class HeardMusic:
         try:
             if example is not None:
                 heard = read_clip(example.audio, self.audio, minimum=self.minimum)
-                heard = crop(heard, self._samples, rng if self.random else None)
+                heard = self._crop(heard, example.clip, rng if self.random else None)
                 length = len(heard)
                 waveform[:length] = normalize(heard) if self.audio.normalize else heard
         except UserError as error:
             unheard = str(error)
         fields = {"waveform": waveform, "waveform_length": np.array(length, np.int32)}
         return self.tokens(length) if length else 0, {**fields, "unheard": np.array(unheard, object)}
+
+    def _crop(
+        self, waveform: Float32[np.ndarray, "N"], clip: str, rng: np.random.Generator | None
+    ) -> Float32[np.ndarray, "C"]:
+        if self.crops:
+            return self.crops.cut(waveform, self.audio.sample_rate, clip, self.crops.draw(rng))
+        return crop(waveform, self._samples, rng)
 
     @property
     def _samples(self) -> int:

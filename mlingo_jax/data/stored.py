@@ -2,7 +2,10 @@
 
 import contextlib
 import io
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +14,9 @@ import soundfile
 from jaxtyping import Float32
 
 from mlingo_jax.data.audio import AudioSettings, decode_audio, read_audio
+from mlingo_jax.errors import UserError
+
+Waveform = Float32[np.ndarray, "_"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +31,35 @@ class StoredAudio:
 Audio = Path | StoredAudio
 
 
-def read_clip(audio: Audio, settings: AudioSettings, *, minimum: int) -> Float32[np.ndarray, "N"]:
+def read_clip(audio: Audio, settings: AudioSettings, *, minimum: int) -> Waveform:
     """The clip's waveform, and UserErrors, as `read_audio`'s."""
     if isinstance(audio, Path):
         return read_audio(audio, settings, minimum=minimum)
     name = f"{audio.collection}: clip {audio.clip}"
     return decode_audio(audio.read(audio.clip), name, settings, minimum=minimum)
+
+
+def read_ahead(
+    clips: Mapping[str, Audio], audio: AudioSettings, minimum: int
+) -> Iterator[tuple[str, Waveform | UserError]]:
+    """Reads clips in threads, a few ahead of what is asked for, and gives them in order."""
+
+    def read(clip: Audio) -> Waveform | UserError:
+        try:
+            return read_clip(clip, audio, minimum=minimum)
+        except UserError as error:
+            return error
+
+    workers = min(os.cpu_count() or 1, 8)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[str, Future[Waveform | UserError]]] = deque()
+        for name, clip in clips.items():
+            waiting.append((name, pool.submit(read, clip)))
+            if len(waiting) > 2 * workers:
+                name, future = waiting.popleft()
+                yield name, future.result()
+        for name, future in waiting:
+            yield name, future.result()
 
 
 def duration(audio: Audio) -> float | None:

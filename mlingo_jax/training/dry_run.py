@@ -118,7 +118,7 @@ def _count_music(config: Config, clips: Mapping[str, Audio]) -> dict[str, int]:
     encoder = open_tower(find(config.mert.path), "mert")
     assert isinstance(encoder.config, MertConfig)
     audio = AudioSettings.from_folder(encoder.files or find(config.mert.path))
-    most = config.data.crop_seconds if config.data.hear_in_step else float("inf")
+    most = config.data.crop_seconds if config.data.hear_in_step or config.data.crops else float("inf")
     return {
         clip: count_tokens(round(min(seconds, most) * audio.sample_rate), audio, encoder.config, config.mert.window)
         for clip, seconds in _seconds(config, clips).items()

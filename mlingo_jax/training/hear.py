@@ -5,18 +5,15 @@ import sys
 import jax
 
 from configs.base import Config
-from conversion.folders import find
-from conversion.towers import open_tower
+from conversion.load import Tower
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.datasets.prepared import Prepared
 from mlingo_jax.data.hearing import count_tokens
 from mlingo_jax.data.mixture import clip_name
+from mlingo_jax.data.shards import DTYPES
 from mlingo_jax.data.stored import StoredAudio
-from mlingo_jax.models.mert import MertConfig
-from mlingo_jax.training.music import cache_folder, hear_clips, load_encoder
+from mlingo_jax.training.music import cache_folder, fixed_crops, hear_clips, listening, load_encoder
 from mlingo_jax.training.sharding import make_mesh
-
-_BYTES = 4  # float32
 
 
 def hear_collection(config: Config, dataset: str) -> str:
@@ -31,30 +28,36 @@ def hear_collection(config: Config, dataset: str) -> str:
     prepared = Prepared(config.data.data_dir, dataset)
     clips = prepared.clips
     folder = cache_folder(config)
-    print(f"{folder}: {expected_size(config, prepared)}", file=sys.stderr)
     audio = {
         clip_name(prepared.collection, clip): StoredAudio(prepared.collection, clip, clips.audio)
         for clip, *_ in clips.lengths()
     }
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        cache, unheard = hear_clips(config, audio, load_encoder(config, mesh))
+        tower = load_encoder(config, mesh)
+        print(f"{folder}: {expected_size(config, prepared, tower)}", file=sys.stderr)
+        cache, unheard = hear_clips(config, audio, tower, mesh)
     heard = f"{folder}: {len(audio) - len(unheard):,} clips of {prepared.collection} are heard, {len(cache):,} in all"
     return "\n".join([heard, *unheard.values()])
 
 
-def expected_size(config: Config, prepared: Prepared) -> str:
+def expected_size(config: Config, prepared: Prepared, tower: Tower) -> str:
     """How much there is to hear in a collection, and to keep of it."""
-    encoder = open_tower(find(config.mert.path), "mert")
-    assert isinstance(encoder.config, MertConfig)
-    audio = AudioSettings.from_folder(encoder.files or find(config.mert.path))
-    lengths = [seconds for _, seconds, _ in prepared.clips.lengths()]
-    vectors = sum(
-        count_tokens(round(s * audio.sample_rate), audio, encoder.config, config.mert.window) for s in lengths
-    )
-    states = encoder.config.states if config.adapter.learn_states else 1
-    size = vectors * states * encoder.config.width * _BYTES
+    kind, crops = listening(config), fixed_crops(config)
+    audio = AudioSettings.from_folder(tower.folder)
+    heard = vectors = 0
+    for _, seconds, _ in prepared.clips.lengths():
+        samples, count = round(seconds * audio.sample_rate), 1
+        if crops:
+            count = crops.distinct(samples, audio.sample_rate)
+            samples = min(samples, crops.samples(audio.sample_rate))
+        heard += count * samples
+        vectors += count * count_tokens(samples, audio, tower.config, kind["window"], kind["seconds"])
+    states = tower.config.states if kind["keep_states"] else 1
+    size = vectors * states * tower.config.width * DTYPES[kind["stored"]].itemsize
+    in_crops = f" in {crops.count} crops of up to {crops.seconds:g} s" if crops else ""
+    hours = heard / audio.sample_rate / 3600
     return (
-        f"{len(lengths):,} clips of {prepared.collection}, {sum(lengths) / 3600:.1f} hours, are {vectors:,} x {states} "
-        f"vectors of {encoder.config.width:,} numbers: {size / 1e6:,.1f} MB"
+        f"{len(prepared.clips):,} clips of {prepared.collection}{in_crops}, {hours:.1f} hours, are {vectors:,} x "
+        f"{states} vectors of {tower.config.width:,} numbers: {size / 1e6:,.1f} MB in {kind['stored']}"
     )

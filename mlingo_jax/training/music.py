@@ -16,9 +16,11 @@ from configs.base import Config
 from conversion.folders import find
 from conversion.load import Tower, load_tower
 from mlingo_jax.data.audio import AudioSettings
+from mlingo_jax.data.crops import Crops
 from mlingo_jax.data.examples import Examples
-from mlingo_jax.data.features import FeatureCache, Fingerprint, hear
-from mlingo_jax.data.hearing import Ear
+from mlingo_jax.data.features import FINGERPRINT, FeatureCache, Fingerprint
+from mlingo_jax.data.fill import hear
+from mlingo_jax.data.hearing import SECONDS, Ear
 from mlingo_jax.data.pipeline import CachedMusic, HeardMusic
 from mlingo_jax.data.rows import Music
 from mlingo_jax.data.stored import Audio, duration
@@ -57,7 +59,7 @@ def cache_folder(config: Config) -> Path:
 def heard_clips(config: Config) -> FeatureCache | tuple[()]:
     """The clips whose features are there already, so that their audio need not be."""
     folder = cache_folder(config)
-    used = not config.data.hear_in_step and (folder / "fingerprint.json").exists()
+    used = not config.data.hear_in_step and (folder / FINGERPRINT).exists()
     return FeatureCache(folder) if used else ()
 
 
@@ -70,16 +72,27 @@ def open_music(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> RunMus
     return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, clips, mesh)
 
 
-def hear_clips(config: Config, clips: Mapping[str, Audio], tower: Tower) -> tuple[FeatureCache, dict[str, str]]:
-    """The run's cache with all clips that can be heard, and why the others cannot.
+def hear_clips(
+    config: Config, clips: Mapping[str, Audio], tower: Tower, mesh: Mesh
+) -> tuple[FeatureCache, dict[str, str]]:
+    """The run's cache with all clips that can be heard, and why the others cannot; the tower is on the mesh.
 
     Raises:
-        UserError: see `mlingo_jax.data.features.hear`; the message names what sets a cache of another kind apart.
+        UserError: see `mlingo_jax.data.fill.hear`; the message names what sets a cache of another kind apart.
     """
     audio = AudioSettings.from_folder(tower.folder)
-    keep = config.adapter.learn_states
-    ear = Ear(tower.graphdef, tower.params, tower.config, audio, window=config.mert.window, keep_states=keep)
-    fingerprint = Fingerprint.of(tower.identity, audio, window=ear.window, seconds=ear.seconds, keep_states=keep)
+    kind = listening(config)
+    ear = Ear(
+        tower.graphdef,
+        tower.params,
+        tower.config,
+        audio,
+        window=kind["window"],
+        seconds=kind["seconds"],
+        keep_states=kind["keep_states"],
+        mesh=mesh,
+    )
+    fingerprint = Fingerprint.of(tower.identity, audio, **kind)
     cache, unheard = hear(
         clips,
         ear,
@@ -93,6 +106,26 @@ def hear_clips(config: Config, clips: Mapping[str, Audio], tower: Tower) -> tupl
     temporary.write_text(json.dumps(memory, indent=2) + "\n", encoding="utf-8")
     temporary.replace(cache.folder / ENCODER)
     return cache, unheard
+
+
+def fixed_crops(config: Config) -> Crops | None:
+    """The crops that a run trains on; None if they are drawn anew or clips are heard as a whole."""
+    data = config.data
+    return Crops(data.crops, data.crop_seconds, data.crop_seed) if data.crops else None
+
+
+def listening(config: Config) -> dict[str, Any]:
+    """How a run's cached features are made, apart from the encoder: fields of `Fingerprint`."""
+    data = config.data
+    return {
+        "window": config.mert.window,
+        # A crop is heard in one piece, as in a step.
+        "seconds": data.crop_seconds if data.crops else SECONDS,
+        "keep_states": config.adapter.learn_states,
+        "stored": data.store,
+        "crops": data.crops,
+        "crop_seed": data.crop_seed if data.crops else 0,
+    }
 
 
 def mean_seconds(examples: Examples, *, most: float, sample: int = 100) -> float | None:
@@ -116,6 +149,7 @@ def _heard_in_step(config: Config, mesh: Mesh) -> RunMusic:
         config.data.crop_seconds,
         tokens=lambda samples: -(-frames(samples) // window),
         minimum=tower.config.receptive_field,
+        crops=fixed_crops(config),
     )
     states = tower.config.states if config.adapter.learn_states else None
     return RunMusic(music, tower.config.width, states, tower.identity, lasting(config.mert.path), tower, {})
@@ -127,7 +161,7 @@ def _heard_before(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> Run
     if cache is None:
         tower = load_encoder(config, mesh)
         check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
-        cache, unheard = hear_clips(config, clips, tower)
+        cache, unheard = hear_clips(config, clips, tower, mesh)
     music = CachedMusic(cache, clips.keys() - unheard.keys())
     states = music.shape[0] if config.adapter.learn_states else None
     path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
@@ -140,11 +174,7 @@ def _complete_cache(config: Config, clips: Mapping[str, Audio]) -> FeatureCache 
     if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips):
         return None
     made = cache.fingerprint
-    same = (made.window, made.seconds, made.keep_states) == (
-        config.mert.window,
-        Ear.seconds,
-        config.adapter.learn_states,
-    )
+    same = all(getattr(made, name) == value for name, value in listening(config).items())
     known = not config.mert.path or _remembered(cache.folder).get("files") == _files(config.mert.path)
     return cache if same and known and made.encoder.get("dtype") == config.mert.dtype else None
 

@@ -1,0 +1,118 @@
+"""Fixed crops: where they lie, and that training from the cache of them is training from the audio."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.base import Config
+from mlingo_jax.data.crops import Crops
+from mlingo_jax.data.features import FeatureCache
+from mlingo_jax.errors import UserError
+from mlingo_jax.training.loop import train
+from mlingo_jax.training.record import read_metrics
+from tests.tiny import tiny_llama, tiny_mert
+
+RATE = 100
+
+
+@given(samples=st.integers(0, 5000), seconds=st.floats(0.5, 20), seed=st.integers(0, 9), clip=st.text(max_size=9))
+def test_crops_lie_within_the_clip_where_they_are_said_to(samples, seconds, seed, clip):
+    waveform = np.arange(samples, dtype=np.float32)
+    crops = Crops(3, seconds, seed)
+    length = crops.samples(RATE)
+    for number, crop in enumerate(crops.cut_all(waveform, RATE, clip)):
+        np.testing.assert_array_equal(crop, crops.cut(waveform, RATE, clip, number))
+        assert len(crop) == min(samples, length)
+        drawn = int.from_bytes(hashlib.sha256(f"{seed}:{number}:{clip}".encode()).digest()[:8], "big")
+        if samples > length:
+            assert crop[0] == drawn * (samples - length + 1) // 2**64
+    assert crops.distinct(samples, RATE) == (3 if samples > length else 1)
+
+
+def test_crops_are_spread_over_the_clip_and_do_not_depend_on_how_many_there_are():
+    waveform = np.arange(1001, dtype=np.float32)
+    starts = [crop[0] for crop in Crops(2000, 0.01, 0).cut_all(waveform, RATE, "clip")]
+    counts, _ = np.histogram(starts, bins=10, range=(0, 1001))
+    assert counts.min() > 150
+    assert starts[:5] == [crop[0] for crop in Crops(5, 0.01, 0).cut_all(waveform, RATE, "clip")]
+    assert starts[:5] != [crop[0] for crop in Crops(5, 0.01, 1).cut_all(waveform, RATE, "clip")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Towers, and clips of 0.8 to 2.2 seconds."""
+    folder = tmp_path_factory.mktemp("crops")
+    tiny_mert(folder / "mert")
+    tiny_llama(folder / "llm")
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(8):
+        soundfile.write(folder / f"{i}.wav", rng.normal(0, 0.1, int(24000 * (0.8 + 0.2 * i))), 24000, subtype="FLOAT")
+        split = "eval" if i % 4 == 3 else "train"
+        lines.append({"audio": f"{i}.wav", "question": "What plays?", "answer": f"A bell, number {i}.", "split": split})
+    (folder / "music.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def settings(folder: Path, name: str, **data: Any) -> Config:
+    config = Config()
+    config.workdir = str(folder / name)
+    config.mert.path, config.llm.path = str(folder / "mert"), str(folder / "llm")
+    config.mert.dtype = config.llm.dtype = "float32"
+    config.mert.window = 20
+    config.steps, config.batch_size, config.accumulate = 8, 4, 1
+    config.optim.lr, config.optim.warmup_steps = 0.02, 0
+    config.data.manifest = str(folder / "music.jsonl")
+    for field, value in data.items():
+        setattr(config.data, field, value)
+    return config
+
+
+def losses(config: Config) -> list[float]:
+    return [r["loss"] if "loss" in r else r["eval_loss"] for r in read_metrics(config.workdir)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param({"crops": 3, "crop_seconds": 1.0}, id="crops"),
+        pytest.param({"crop_seconds": 2.5}, id="whole clips"),
+    ],
+)
+def test_training_from_the_cache_is_training_from_audio(folder, data):
+    cached = settings(folder, f"cached {len(data)}", **data)
+    heard = settings(folder, f"heard {len(data)}", **data, hear_in_step=True)
+    train(cached)
+    train(heard)
+    assert len(losses(cached)) == 9
+    assert losses(cached) == pytest.approx(losses(heard), rel=1e-5)
+    assert not (Path(heard.workdir) / "features").exists()
+
+
+def test_a_cache_of_other_crops_is_refused(folder):
+    config = settings(folder, "refused", crops=2, crop_seconds=1.0, features=str(folder / "features"))
+    config.steps = 1
+    train(config)
+    cache = FeatureCache(folder / "features")
+    # 74 frames in a second; the first clip is shorter than a crop.
+    assert (cache.shape("1.wav")[:2], cache.shape("0.wav")[:2]) == ((1, 4), (1, 3))
+    assert cache.shape("7.wav")[:2] == (2, 4)
+    for change, message in (
+        ({"crops": 3}, "crops: 2 and 3"),
+        ({"crop_seconds": 1.5}, "seconds: 1.0 and 1.5"),
+        ({"crop_seed": 1}, "crop_seed: 0 and 1"),
+        ({"store": "bfloat16"}, "stored: 'float32' and 'bfloat16'"),
+        ({"crops": 0}, "seconds: 1.0 and 30.0; crops: 2 and 0"),
+    ):
+        other = settings(
+            folder, "other", **{"crops": 2, "crop_seconds": 1.0, "features": config.data.features} | change
+        )
+        with pytest.raises(UserError, match=message):
+            train(other)
