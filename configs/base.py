@@ -116,6 +116,7 @@ class CheckpointConfig:
 
     every: int = setting(1000, "steps between checkpoints; the last step always gets one", least=1, free=True)
     keep: int = setting(3, "checkpoints kept, the newest ones", least=1, free=True)
+    keep_best: int = setting(1, "besides, those with the lowest held-out loss", least=0, free=True)
 
 
 @dataclasses.dataclass
@@ -125,6 +126,7 @@ class LogConfig:
     every: int = setting(1, "steps between records in metrics.jsonl and TensorBoard", least=1, free=True)
     print_every: int = setting(50, "steps between lines where no terminal shows a bar", least=1, free=True)
     eval_every: int = setting(1000, "steps between evaluations; 0: at the end only", least=0, free=True)
+    spike: float = setting(8.0, "name a step's clips if its loss is so many deviations too high", least=0, free=True)
 
 
 @dataclasses.dataclass
@@ -146,6 +148,8 @@ class Config:
     steps: int = setting(30_000, "micro-batches in the whole run", least=1)
     batch_size: int = setting(2, "examples in a micro-batch, over all devices", least=1)
     accumulate: int = setting(16, "micro-batches whose gradients make one update", least=1)
+    max_skipped_steps: int = setting(10, "stop after more steps than this without a finite loss", least=0, free=True)
+    profile_steps: str = setting("", "FIRST,LAST: trace these steps into WORKDIR/profile", free=True)
     mert: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     llm: LanguageModelConfig = dataclasses.field(default_factory=LanguageModelConfig)
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)

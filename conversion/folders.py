@@ -20,6 +20,8 @@ Kind = Literal["mert", "llama", "adapter", "musilingo"]
 Layout = Literal["torch", "jax", "run"]
 
 RECORD = "conversion.json"
+# Of a training run: what it is, and the folder of its checkpoints, each named by its step.
+RUN, CHECKPOINTS = "run.json", "checkpoints"
 FORMAT = 1
 ADAPTER_FILES = (".pth", ".pt", ".safetensors")
 MODEL_TYPES: dict[str, Kind] = {"mert_model": "mert", "hubert": "mert", "musilingo": "musilingo"}
@@ -53,7 +55,7 @@ def identify(source: Path) -> Found:
         raise UserError(f"{source}: the folder is empty")
     if (source / RECORD).is_file():
         return Found(_read_kind(source), "jax")
-    if (source / "run.json").is_file():
+    if run_of(source):
         return Found("adapter", "run")
     config = source / "config.json"
     if not config.is_file():
@@ -62,6 +64,17 @@ def identify(source: Path) -> Found:
     if model_type not in MODEL_TYPES:
         raise UserError(f"{config}: model_type is {model_type!r}, expected one of {', '.join(sorted(MODEL_TYPES))}")
     return Found(MODEL_TYPES[model_type], "torch")
+
+
+def run_of(source: str | Path) -> Path | None:
+    """The training run that a folder is, or that it is a checkpoint of (RUN/checkpoints/STEP); None if neither."""
+    source = Path(source)
+    if (source / RUN).is_file():
+        return source
+    folder = source.absolute()
+    above = folder.parent.parent
+    is_checkpoint = folder.name.isdecimal() and folder.parent.name == CHECKPOINTS and (above / RUN).is_file()
+    return above if is_checkpoint else None
 
 
 def _read_kind(folder: Path) -> Kind:

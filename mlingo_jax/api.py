@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from conversion.folders import run_of
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
 from mlingo_jax.data.hearing import Ear
@@ -33,7 +34,7 @@ from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import embed_rows, token_log_probs
 from mlingo_jax.models.quantization import Quantization
-from mlingo_jax.training.checkpoint import is_run, read_run
+from mlingo_jax.training.checkpoint import read_run
 
 Clip = str | Path | tuple[np.ndarray, int]
 
@@ -224,8 +225,9 @@ def load(
     Args:
         mert: the encoder: a Hugging Face or converted folder, or a hub id.
         llm: the language model, likewise; its folder holds the tokenizer.
-        adapter: a MusiLingo `.pth`, a run's folder written by `mlingo_jax.train`, or a released MusiLingo folder;
-            None for an untrained one. A run or a released folder knows its towers: `mert` and `llm` may be left out.
+        adapter: a MusiLingo `.pth`; a run's folder written by `mlingo_jax.train` (its last checkpoint is taken) or one
+            of its checkpoints, RUN/checkpoints/STEP; or a released MusiLingo folder; None for an untrained one. A run
+            or a released folder knows its towers: `mert` and `llm` may be left out.
         quantization: "int8" or "int4" keeps the language model's layers as integers, "none" in `dtype`; by default the
             run's, else "none".
         prompt: template, end symbol and limits; by default the run's, else the original's of stage 2.
@@ -235,7 +237,7 @@ def load(
         UserError: a folder, file or weight is missing or broken, or the three do not fit one another.
     """
     params = None if adapter is None else load_adapter(adapter)
-    if adapter is not None and is_run(adapter):
+    if adapter is not None and run_of(adapter):
         run = read_run(adapter)
         mert, llm = mert or run["mert"]["folder"], llm or run["llm"]["folder"]
         prompt = prompt or PromptSettings.from_json(run["prompt"])

@@ -11,14 +11,29 @@ class UserError(Exception):
     """Something the user can mend. The message names thing, file, expected and found, and what to do."""
 
 
+class Stopped(Exception):
+    """A signal ended the work, and what was done is saved: the same command goes on from there."""
+
+    def __init__(self, message: str, number: signal.Signals):
+        super().__init__(message)
+        self.number = number
+
+
 def run_door(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a command's `main` and exits: 0 or its return value, 1 with one line on stderr for a `UserError`."""
+    """Runs a command's `main` and exits: 0 or its return value, 1 with one line on stderr for a `UserError`.
+
+    Stopped by a signal, it exits with 128 + its number (143 for SIGTERM), as if the signal itself had ended it: what
+    started it sees that the work is not finished.
+    """
     sys.unraisablehook = _interrupt_again
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        code = 128 + stopped.number
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         code = 130

@@ -1,100 +1,36 @@
-"""The train door on tiny towers and real audio files: a whole run, kill -9 and resume, what is refused."""
+"""The train door on tiny towers and real audio files: a whole run, what it leaves, what is refused."""
 
 import contextlib
 import json
 import os
 import pty
-import re
-import shutil
-import signal
 import subprocess
-import sys
 import termios
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 import mlingo_jax
-from configs.base import Config
 from mlingo_jax.data.lock import alone
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.checkpoint import load_run_adapter, restore
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
 from tests.tiny import tiny_llama, tiny_mert
-
-STEPS, WINDOW = 120, 20
-ROOT = Path(__file__).parents[1]
+from tests.tiny_run import ROOT, STEPS, WINDOW, as_config, command, make_corpus, quick_environment, settings
 
 
-@pytest.fixture(scope="module")
+est.fixture(scope="module")
+
+
 def corpus(tmp_path_factory) -> Path:
-    """Towers, twelve clips of different lengths, and a manifest."""
-    folder = tmp_path_factory.mktemp("corpus")
-    tiny_mert(folder / "mert")
-    tiny_llama(folder / "llm")
-    rng = np.random.default_rng(0)
-    lines = []
-    for i in range(12):
-        soundfile.write(folder / f"{i}.wav", rng.normal(0, 0.1, int(24000 * (0.3 + 0.05 * i))), 24000)
-        split = "eval" if i % 4 == 0 else "train"
-        lines.append({"audio": f"{i}.wav", "question": "What plays?", "answer": f"A bell, number {i}.", "split": split})
-    (folder / "music.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder
-
-
-def settings(corpus: Path, workdir: Path) -> dict[str, object]:
-    return {
-        "workdir": workdir,
-        "steps": STEPS,
-        "batch_size": 4,
-        "accumulate": 3,
-        "mert.path": corpus / "mert",
-        "mert.dtype": "float32",
-        "mert.window": WINDOW,
-        "llm.path": corpus / "llm",
-        "llm.dtype": "float32",
-        "data.manifest": corpus / "music.jsonl",
-        "optim.lr": 0.02,
-        "optim.min_lr": 0.001,
-        "optim.warmup_steps": 10,
-        "optim.epoch_steps": 0,
-        "checkpoint.every": 20,
-        "checkpoint.keep": 2,
-        "log.eval_every": 40,
-        "log.print_every": 10,
-    }
-
-
-def command(values: dict[str, object]) -> list[str]:
-    flags = [f"--config.{name}={value}" for name, value in values.items()]
-    return [sys.executable, "-W", "error", "-m", "mlingo_jax.train", "--config=base", *flags]
-
-
-def as_config(values: dict[str, object]) -> Config:
-    config = Config()
-    for name, value in values.items():
-        *parents, last = name.split(".")
-        owner = config
-        for parent in parents:
-            owner = getattr(owner, parent)
-        setattr(owner, last, str(value) if isinstance(value, Path) else value)
-    return config
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """Programs are compiled lightly and shared among the processes: most of a tiny run is compiling."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    return {**os.environ, **cache}
+    return quick_environment(tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture(scope="module")
@@ -164,45 +100,6 @@ def test_the_result_answers_and_scores_as_it_was_evaluated(finished, corpus):
     assert -np.concatenate(scores).mean() == pytest.approx(read_metrics(workdir)[-1]["eval_loss"], rel=1e-5)
 
 
-def wait_and_kill(process: subprocess.Popen, moment: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not moment():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
-def test_a_run_that_is_killed_goes_on_as_if_nothing_had_been(finished, corpus, environment, tmp_path):
-    """kill -9 before the first checkpoint, between two, and while one is being written; then audio and encoder go."""
-    workdir, own = tmp_path / "killed", tmp_path / "corpus"
-    shutil.copytree(corpus, own)
-    values = settings(own, workdir)
-
-    def recorded(number: int) -> Callable[[], bool]:
-        path = workdir / "metrics.jsonl"
-        return lambda: path.exists() and path.read_bytes().count(b"\n") >= number
-
-    def writing(step: int) -> Callable[[], bool]:
-        return lambda: any((workdir / "checkpoints").glob(f"{step}.*"))
-
-    for moment in (recorded(7), recorded(55), writing(80)):
-        with subprocess.Popen(command(values), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
-            wait_and_kill(process, moment)
-        assert not (workdir / "loss.png").exists()
-    for file in [*own.glob("*.wav"), *(own / "mert").iterdir()]:
-        file.unlink()
-    values["mert.path"] = ""
-    done = subprocess.run(command(values), cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search("going on after step (60|80) of 120", done.stderr)
-    assert "step 120/120: loss" in done.stderr
-    assert (workdir / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
-    ours, theirs = (load_run_adapter(folder)[0]["projection"]["kernel"] for folder in (workdir, finished[0]))
-    np.testing.assert_array_equal(ours, theirs)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -258,10 +155,3 @@ def test_weights_of_the_hidden_states_may_be_learned(corpus, tmp_path):
     assert adapter["state_logits"].shape == (3,)
     assert np.all(adapter["state_logits"] != 0)
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 3]
-
-
-def test_numbers_that_are_not_finite_stop_the_run(corpus, tmp_path):
-    values = settings(corpus, tmp_path) | {"steps": 20, "optim.lr": 1e30, "optim.warmup_steps": 0, "accumulate": 1}
-    with pytest.raises(UserError, match=r"step \d+: \w+ is (nan|inf), .*so the run stops"):
-        train(as_config(values))
-    assert restore(tmp_path) is None

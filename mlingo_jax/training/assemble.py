@@ -38,6 +38,7 @@ class Assembly:
     networks, frozen: the static halves, and the towers' parameters on the devices, as the step takes them.
     adapter: the trained parameters before the first step.
     run: the contents of run.json.
+    examples: those to train on; a batch's `example` says which ones are in it.
     train_batches, eval_batches: make the endless stream of batches, and one pass over the held-out examples.
     seconds: of audio in an example, on average; None if the audio is not there any more.
     row_examples: examples in a row, on average; clips: that the examples are about.
@@ -48,6 +49,7 @@ class Assembly:
     frozen: dict[str, Params]
     adapter: Params
     run: dict[str, Any]
+    examples: Examples
     train_batches: Callable[[], grain.DatasetIterator[Batch]]
     eval_batches: Callable[[], Iterator[Batch]]
     seconds: float | None
@@ -117,6 +119,7 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         frozen=frozen,
         adapter=adapter,
         run=run,
+        examples=train,
         train_batches=lambda: make_dataset(
             train,
             prompt,

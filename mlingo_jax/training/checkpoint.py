@@ -1,4 +1,4 @@
-"""Checkpoints of a run: adapter, optimiser, step, the data iterator's state and the towers' identity; never the towers.
+"""Checkpoints of a run: adapter, optimiser, step, the data iterator's state, the towers' identity; never the towers.
 
 A run's folder holds `run.json` (what the run is) and `checkpoints/STEP/` (Orbax). Beside Orbax's files each checkpoint
 gets SHA256SUMS (`sha256sum -c` reads it): Orbax itself does not notice a flipped bit.
@@ -20,51 +20,66 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from conversion.folders import CHECKPOINTS, RUN, run_of
 from mlingo_jax.errors import UserError
 
 SUMS = "SHA256SUMS"
-RUN = "run.json"
+HELD_OUT = "eval_loss"
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds, as numpy arrays and JSON values."""
+    """What a checkpoint holds, as numpy arrays and JSON values.
+
+    data: the state of the data's iterator. watch: that of the loop's `Watch`.
+    """
 
     step: int
     adapter: dict[str, Any]
     optimizer: dict[str, Any]
     data: dict[str, Any]
+    watch: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run, in the background, and keeps the newest `keep`. A context manager.
+    """Writes the checkpoints of a run, in the background. A context manager.
+
+    The newest `keep` are kept, and the `best` with the lowest held-out loss of those that have one.
 
     A checkpoint that cannot be written (a full disk) leaves those before it as they are and raises `UserError`: here,
     or at the next save, or at the end of the context.
     """
 
-    def __init__(self, workdir: Path, *, keep: int):
-        self._folder = workdir / "checkpoints"
+    def __init__(self, workdir: Path, *, keep: int, best: int = 0):
+        self._folder = workdir / CHECKPOINTS
         self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[int, Future[None]] | None = None
         # Left by a kill. Orbax would remove them too, but in the background: a full disk has to be free at once.
         for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(unfinished)
-        # Any: LatestN does not fit the protocol that Orbax declares for it.
-        newest: Any = ocp.training.preservation_policies.LatestN(keep)
-        self._checkpointer = ocp.training.Checkpointer(
-            str(self._folder.absolute()),
-            preservation_policy=newest,
+        policies = ocp.training.preservation_policies
+        lowest = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[HELD_OUT],
+            reverse=True,
+            n=best,
+            keep_checkpoints_without_metrics=False,
         )
+        # Any: Orbax's policies do not fit the protocol that it declares for them.
+        kept: Any = policies.AnyPreservationPolicy([policies.LatestN(keep), lowest])
+        self._checkpointer = ocp.training.Checkpointer(str(self._folder.absolute()), preservation_policy=kept)
 
-    def save(self, saved: Saved, towers: Mapping[str, Any]) -> None:
-        """Starts writing a checkpoint; `towers` is their identity. The arrays must not change afterwards."""
+    def save(self, saved: Saved, towers: Mapping[str, Any], held_out: float | None = None) -> None:
+        """Starts writing a checkpoint. The arrays must not change afterwards.
+
+        towers: their identity. held_out: the evaluation's loss after this step, if there was one.
+        """
         self.wait()
         self._check_space(saved)
         response = self._checkpointer.save_checkpointables_async(
             saved.step,
             {"adapter": saved.adapter, "optimizer": saved.optimizer},
-            custom_metadata={"data": saved.data, "towers": dict(towers)},
+            metrics=None if held_out is None else {HELD_OUT: held_out},
+            custom_metadata={"data": saved.data, "watch": saved.watch, "towers": dict(towers)},
             force=True,
         )
         assert response is not None
@@ -119,9 +134,10 @@ def is_run(folder: str | Path) -> bool:
     return (Path(folder) / RUN).is_file()
 
 
-def read_run(workdir: str | Path) -> dict[str, Any]:
-    """A run's `run.json`. Raises `UserError` if it is missing or not JSON."""
-    path = Path(workdir) / RUN
+def read_run(source: str | Path) -> dict[str, Any]:
+    """The `run.json` of a run, or of a checkpoint's run. Raises `UserError` if it is missing or not JSON."""
+    workdir = run_of(source) or Path(source)
+    path = workdir / RUN
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -130,17 +146,26 @@ def read_run(workdir: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error}); the run cannot be taken up, choose another workdir") from error
 
 
-def load_run_adapter(workdir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The adapter's parameters of a run's last good checkpoint (numpy, float32), and its `run.json`.
+def load_run_adapter(source: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The adapter's parameters (numpy, float32) of a run's last good checkpoint, or of a named one, and its `run.json`.
+
+    Args:
+        source: the run's folder, or one of its checkpoints, WORKDIR/checkpoints/STEP.
 
     Raises:
-        UserError: the folder is not a run's, or has no good checkpoint yet.
+        UserError: the folder is not a run's, or has no good checkpoint yet; the named checkpoint is damaged.
     """
-    run = read_run(workdir)
-    saved = restore(workdir)
-    if saved is None:
-        raise UserError(f"{workdir}: the run has no checkpoint yet; let it train further")
-    return saved.adapter, run
+    run = read_run(source)
+    if is_run(source):
+        saved = restore(source)
+        if saved is None:
+            raise UserError(f"{source}: the run has no checkpoint yet; let it train further")
+        return saved.adapter, run
+    try:
+        return _read(Path(source).absolute()).adapter, run
+    except Exception as error:
+        # As in `restore`.
+        raise UserError(f"{source}: damaged checkpoint ({_reason(error)}); name another one, or the run") from error
 
 
 def restore(workdir: str | Path, *, remove_damaged: bool = False) -> Saved | None:
@@ -149,14 +174,14 @@ def restore(workdir: str | Path, *, remove_damaged: bool = False) -> Saved | Non
     Raises:
         UserError: there are checkpoints and all of them are damaged.
     """
-    folder = Path(workdir).absolute() / "checkpoints"
+    folder = Path(workdir).absolute() / CHECKPOINTS
     damaged: list[int] = []
     for step in reversed(_steps(folder)):
         try:
             saved = _read(folder / str(step))
         except Exception as error:
             # Orbax and its storage raise many kinds of errors over a damaged file; each means the same here.
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = _reason(error)
             warnings.warn(f"{folder / str(step)}: damaged checkpoint ({reason}), trying the one before", stacklevel=2)
             damaged.append(step)
             continue
@@ -178,10 +203,14 @@ def _read(folder: Path) -> Saved:
     _check_sums(folder)
     items = ocp.load_checkpointables(str(folder))
     metadata = ocp.checkpointables_metadata(str(folder)).custom_metadata
-    data = metadata.get("data") if isinstance(metadata, dict) else None
-    if not isinstance(data, dict):
+    states: dict[str, Any] = metadata if isinstance(metadata, dict) else {}
+    if not isinstance(states.get("data"), dict):
         raise ValueError("its metadata cannot be read")
-    return Saved(step=int(folder.name), data=data, adapter=items["adapter"], optimizer=items["optimizer"])
+    return Saved(int(folder.name), items["adapter"], items["optimizer"], states["data"], states.get("watch", {}))
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _files(folder: Path) -> list[Path]:
@@ -222,4 +251,7 @@ def _sha256(path: Path) -> str:
 
 def to_host(tree: Any) -> Any:
     """The tree's arrays as numpy copies: a checkpoint is written while the originals are donated to the next step."""
+    for leaf in jax.tree.leaves(tree):
+        # All under way before the first is waited for.
+        leaf.copy_to_host_async()
     return jax.tree.map(lambda x: np.array(x), tree)

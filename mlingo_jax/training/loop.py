@@ -1,7 +1,8 @@
 """The training loop: from a config to a finished run, or on from where a run was stopped.
 
 Everything that a later step depends on is in the checkpoint, and every record of a step is on the disk before that
-step's checkpoint is. So a run that is killed at any moment goes on to the very losses it would have had.
+step's checkpoint is; an evaluation that a stop cut short is made up for. So a run that is killed at any moment goes on
+to the very losses it would have had.
 """
 
 import math
@@ -12,23 +13,27 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from configs.base import Config
 from conversion.checksum import weights_checksum
 from mlingo_jax.data.lock import alone
 from mlingo_jax.data.rows import Batch
-from mlingo_jax.data.unheard import Unheard
-from mlingo_jax.errors import UserError
+from mlingo_jax.data.unheard import Unheard, named
+from mlingo_jax.errors import Stopped, UserError
 from mlingo_jax.training.assemble import Assembly, assemble, overview
-from mlingo_jax.training.checkpoint import Checkpoints, Saved, restore, to_host
+from mlingo_jax.training.checkpoint import CHECKPOINTS, Checkpoints, Saved, restore, to_host
 from mlingo_jax.training.optim import named_moments, with_moments
 from mlingo_jax.training.plot import plot_losses
+from mlingo_jax.training.profile import Profiler, profiled_steps
 from mlingo_jax.training.progress import Progress
-from mlingo_jax.training.record import Record
+from mlingo_jax.training.record import Record, read_metrics
 from mlingo_jax.training.run import changes_since, check_config, check_run, write_run
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
 from mlingo_jax.training.step import METRICS, Metrics, TrainState, compile_eval_step, compile_train_step, init_state
+from mlingo_jax.training.stop import Stop
+from mlingo_jax.training.watch import Watch
 
 # Fields of a batch that stay on the host.
 HOST_FIELDS = ("example", "unheard")
@@ -39,8 +44,10 @@ def train(config: Config) -> None:
 
     Raises:
         UserError: for what the user can mend; what was saved until then stays.
+        Stopped: a signal came, and the run was saved after the step that was being made.
     """
     workdir = Path(config.workdir)
+    profiled_steps(config.profile_steps)
     check_config(config)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -64,7 +71,8 @@ def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> Non
     with (
         Progress(first, config.steps, examples, assembly.seconds, config.log.print_every) as progress,
         Record(workdir, after=first) as record,
-        Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
+        Checkpoints(workdir, keep=config.checkpoint.keep, best=config.checkpoint.keep_best) as checkpoints,
+        Stop(mesh) as stop,
     ):
         for line in [*overview(assembly), *assembly.notes]:
             progress.say(line)
@@ -73,10 +81,12 @@ def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> Non
             progress.say(f"{workdir}: {'is finished' if finished else 'going on'} after step {first} of {config.steps}")
             if changes := changes_since(workdir, assembly.run):
                 progress.say(f"since the run began {'; '.join(changes)}: losses may differ in their last digits")
-        Loop(config, assembly, mesh, record, progress, checkpoints).run(saved)
+        Loop(config, assembly, mesh, record, progress, checkpoints, stop).run(saved)
     sums = prove_frozen(assembly)
     progress.say(f"the frozen towers are unchanged: {', '.join(f'{n} {s[:16]}' for n, s in sums.items())}")
     progress.say(f"losses: {plot_losses(workdir)}")
+    if best := best_evaluation(workdir):
+        progress.say(best)
     if config.demo is None:
         progress.say(
             f"ask it: python -m mlingo_jax.caption FILES --adapter {workdir} --question … --output answers.jsonl"
@@ -94,84 +104,155 @@ class Loop:
         record: Record,
         progress: Progress,
         checkpoints: Checkpoints,
+        stop: Stop,
     ):
         self._config, self._assembly, self._mesh = config, assembly, mesh
         self._record, self._progress, self._checkpoints = record, progress, checkpoints
         self._unheard = Unheard(assembly.clips, config.data.max_bad_fraction, progress.say)
+        self._stop = stop
         self._train_step = compile_train_step(assembly.networks, config, mesh)
         self._eval_step = compile_eval_step(assembly.networks, config, mesh)
 
     def run(self, saved: Saved | None) -> None:
-        """From the first step, or the one after a checkpoint, to the last."""
+        """From the first step, or the one after a checkpoint, to the last.
+
+        Raises:
+            UserError: more losses than `config.max_skipped_steps` were not finite.
+            Stopped: a signal came.
+        """
+        profiler = Profiler(Path(self._config.workdir) / "profile", profiled_steps(self._config.profile_steps))
+        with profiler:
+            self._run(saved, profiler)
+        self._checkpoints.wait()
+
+    def _run(self, saved: Saved | None, profiler: Profiler) -> None:
         config, frozen = self._config, self._assembly.frozen
         state, batches = self._begin(saved)
         # Fetched one step late: the host prepares and queues a step while the device computes the one before.
-        waiting: tuple[int, Metrics] | None = None
+        waiting: tuple[int, Metrics, np.ndarray] | None = None
         for step in range(saved.step + 1 if saved else 1, config.steps + 1):
-            batch = self._put(next(batches))
-            with jax.transfer_guard_host_to_device("disallow"):
+            rows = next(batches)
+            batch = self._put(rows)
+            with jax.transfer_guard_host_to_device("disallow"), profiler.step(step):
                 state, metrics = self._train_step(state, frozen, batch)
+            traced = profiler.done(step, metrics)
             if waiting:
                 self._note(*waiting)
-            waiting = step, metrics
-            last = step == config.steps
-            evaluating = last or _divides(config.log.eval_every, step)
-            saving = last or _divides(config.checkpoint.every, step)
+            waiting = step, metrics, rows["example"]
+            self._stop.listen()
+            asked = self._stop.asked()
+            evaluating = self._evaluates(step) and not asked
+            saving = asked or step == config.steps or _divides(config.checkpoint.every, step)
             if evaluating or saving:
                 self._note(*waiting)
                 waiting = None
+            held_out = None
             if evaluating:
-                self._evaluate(step, state)
-            if saving:
-                self._save(step, state, batches)
-            if evaluating or saving:
+                held_out = self._evaluate(step, state)
+                asked = self._stop.asked()
+            if saving or asked:
+                self._save(step, state, batches, held_out)
+            if asked:
+                self._checkpoints.wait()
+                raise Stopped(
+                    f"{config.workdir}: stopped by {asked.name} and saved after step {step} of {config.steps}; "
+                    "the same command goes on from there",
+                    asked,
+                )
+            if evaluating or saving or traced:
                 self._progress.interrupt()
-        self._checkpoints.wait()
 
     def _begin(self, saved: Saved | None) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
+        self._watch = Watch(self._config.log.spike, saved.watch if saved else {})
         state, batches = init_state(self._assembly.adapter, self._config), self._assembly.train_batches()
-        if saved:
-            moments: Any = with_moments(state.moments, saved.optimizer["moments"])
-            rest = saved.optimizer | {"moments": moments}
-            state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **rest)
-            batches.set_state(saved.data)
-        return replicate(state, self._mesh), batches
+        if not saved:
+            return replicate(state, self._mesh), batches
+        moments: Any = with_moments(state.moments, saved.optimizer["moments"])
+        rest = saved.optimizer | {"moments": moments}
+        state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **rest)
+        batches.set_state(saved.data)
+        state = replicate(state, self._mesh)
+        if self._evaluates(saved.step) and self._record.evaluated < saved.step:
+            self._evaluate(saved.step, state)
+        return state, batches
 
     def _put(self, batch: Batch) -> dict[str, jax.Array]:
         self._unheard.note(batch)
         return put_batch({name: values for name, values in batch.items() if name not in HOST_FIELDS}, self._mesh)
 
-    def _note(self, step: int, metrics: Metrics) -> None:
-        """Fetches a step's metrics, and writes and shows them."""
+    def _note(self, step: int, metrics: Metrics, example: np.ndarray) -> None:
+        """Fetches a step's metrics, and writes and shows them, with the examples (their places) if it stands out."""
         fetched = jax.device_get(metrics)
         values = {name: float(fetched[name]) for name in METRICS}
-        if bad := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
-            raise UserError(
-                f"step {step}: {', '.join(bad)}, so the run stops; its last checkpoint stays. "
-                "A lower optim.lr, optim.clip_norm, or float32 towers may help"
-            )
         self._progress.show(step, values)
         if _divides(self._config.log.every, step):
             self._record.write(step, values)
             self._record.board(step, self._progress.speed(step))
-
-    def _evaluate(self, step: int, state: TrainState) -> None:
-        """The loss over all held-out examples: its sum over the answers' tokens / their number."""
-        sums = [
-            self._eval_step(state.adapter, self._assembly.frozen, self._put(batch))
-            for batch in self._assembly.eval_batches()
-        ]
-        if not sums:
+        remark = self._watch.see(step, values["loss"], values["gradient_norm"])
+        if not remark:
             return
-        total, tokens = (math.fsum(map(float, column)) for column in zip(*jax.device_get(sums), strict=True))
-        self._record.write(step, {"eval_loss": total / tokens, "eval_tokens": tokens})
-        self._progress.say(f"step {step}: held-out loss {total / tokens:.4f}")
+        places = np.unique(process_allgather(example))
+        examples = [self._assembly.examples[int(place)] for place in places[places >= 0]]
+        self._record.remark(step, {**remark, "examples": [e.clip for e in examples]})
+        clips = named([f"{e.clip} ({e.where})" for e in examples])
+        if "spike" in remark:
+            above = f"{values['loss']:.4f} is {remark['spike']} deviations above the recent ones"
+            self._progress.say(f"step {step}: the loss {above}: {named}")
+            return
+        self._progress.say(f"step {step}: {remark['skipped']}, so the step is not applied: {clips}")
+        skipped = self._watch.skipped
+        if len(skipped) > self._config.max_skipped_steps:
+            raise UserError(
+                f"steps {', '.join(map(str, skipped))}: {remark['skipped']}, and more than config.max_skipped_steps = "
+                f"{self._config.max_skipped_steps} such steps stop the run; metrics.jsonl names their clips, the last "
+                "checkpoint stays. A lower optim.lr, optim.clip_norm, or float32 towers may help"
+            )
 
-    def _save(self, step: int, state: TrainState, batches: grain.DatasetIterator[Batch]) -> None:
+    def _evaluates(self, step: int) -> bool:
+        return step == self._config.steps or _divides(self._config.log.eval_every, step)
+
+    def _evaluate(self, step: int, state: TrainState) -> float | None:
+        """The loss over all held-out examples: its sum over the answers' tokens / their number.
+
+        None if there are none, or a stop is asked for meanwhile: it can take longer than who asks will wait.
+        """
+        sums: list[tuple[np.ndarray, np.ndarray]] = []
+        waiting = None
+        for batch in self._assembly.eval_batches():
+            queued = self._eval_step(state.adapter, self._assembly.frozen, self._put(batch))
+            sums += [jax.device_get(waiting)] if waiting else []
+            waiting = queued
+            if self._stop.asked():
+                return None
+        if not waiting:
+            return None
+        sums.append(jax.device_get(waiting))
+        total, tokens = (math.fsum(map(float, column)) for column in zip(*sums, strict=True))
+        loss = total / tokens
+        self._record.write(step, {"eval_loss": loss, "eval_tokens": tokens})
+        self._progress.say(f"step {step}: held-out loss {loss:.4f}")
+        return loss if math.isfinite(loss) else None
+
+    def _save(
+        self, step: int, state: TrainState, batches: grain.DatasetIterator[Batch], held_out: float | None
+    ) -> None:
         self._record.sync()
         optimizer = {"moments": named_moments(state.moments), "gradient": state.gradient, "weight": state.weight}
-        saved = Saved(step, to_host(state.adapter), to_host(optimizer), batches.get_state())
-        self._checkpoints.save(saved, {name: self._assembly.run[name]["identity"] for name in ("mert", "llm")})
+        data = batches.get_state()
+        saved = Saved(step, to_host(state.adapter), to_host(optimizer), data, self._watch.state)
+        towers = {name: self._assembly.run[name]["identity"] for name in ("mert", "llm")}
+        self._checkpoints.save(saved, towers, held_out)
+
+
+def best_evaluation(workdir: Path) -> str | None:
+    """A line on the lowest held-out loss of a run and its checkpoint; None if that is the last one's."""
+    losses = {r["step"]: r["eval_loss"] for r in read_metrics(workdir) if r.get("eval_loss") is not None}
+    best = min(losses, key=losses.__getitem__, default=None)
+    if best is None or best == max(losses):
+        return None
+    folder = workdir / CHECKPOINTS / str(best)
+    where = f"--adapter {folder}" if folder.is_dir() else "no checkpoint was made after that step"
+    return f"the held-out loss was lowest after step {best}, {losses[best]:.4f}: {where}"
 
 
 def prove_frozen(assembly: Assembly) -> dict[str, str]:

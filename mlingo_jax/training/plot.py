@@ -14,8 +14,8 @@ BLUE, ORANGE = "#3b6fb6", "#d9822b"
 def plot_losses(workdir: Path) -> Path:
     """Draws the train and evaluation losses of metrics.jsonl into the workdir's loss.png."""
     records = read_metrics(workdir)
-    train = [(r["step"], r["loss"]) for r in records if "loss" in r]
-    evaluation = [(r["step"], r["eval_loss"]) for r in records if "eval_loss" in r]
+    train = [(r["step"], r["loss"]) for r in records if r.get("loss") is not None]
+    evaluation = [(r["step"], r["eval_loss"]) for r in records if r.get("eval_loss") is not None]
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -2,10 +2,13 @@
 
 metrics.jsonl has one line per recorded step, in order, each step once, also after a run was killed and taken up again:
 {"step": 12, "loss": 3.1, "tokens": 40.0, ...} for a train step, {"step": 500, "eval_loss": 2.9, "eval_tokens": 800.0}
-for an evaluation after so many steps. Nothing in it depends on the clock: two runs with one seed write the same file.
+for an evaluation after so many steps. What stood out has a line of its own, with the clips of its batch:
+{"step": 12, "skipped": "loss is nan", "examples": [...]} or {"step": 12, "spike": 9.1, "examples": [...]}. What is not
+finite is null. Nothing in it depends on the clock: two runs with one seed write the same file.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,24 +20,33 @@ FILE = "metrics.jsonl"
 
 
 class Record:
-    """Appends to a run's metrics.jsonl and TensorBoard files, going on after step `after`. A context manager."""
+    """Appends to a run's metrics.jsonl and TensorBoard files, going on after step `after`. A context manager.
+
+    evaluated: the last step after which there was an evaluation when it was opened; 0 for none.
+    """
 
     def __init__(self, workdir: Path, *, after: int):
         path = workdir / FILE
-        _forget(path, after)
+        kept = _forget(path, after)
+        self.evaluated = max((record["step"] for record in kept if "eval_loss" in record), default=0)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=after + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line for a step. Floats are written so that they read back exactly."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        self.remark(step, {name: value if math.isfinite(value) else None for name, value in metrics.items()})
         self.board(step, metrics)
+
+    def remark(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of JSON values, to metrics.jsonl alone."""
+        self._file.write(json.dumps({"step": step, **values}, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
 
     def board(self, step: int, metrics: Mapping[str, float]) -> None:
         """To TensorBoard alone: for what depends on the clock."""
         for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self._board.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Makes sure that what was written is on the disk."""
@@ -62,12 +74,13 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _forget(path: Path, after: int) -> None:
-    """Drops the records of later steps: they will come again."""
+def _forget(path: Path, after: int) -> list[dict[str, Any]]:
+    """Drops the records of later steps: they will come again. Gives those that stay."""
     kept = [record for record in read_metrics(path.parent) if record["step"] <= after]
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    return kept

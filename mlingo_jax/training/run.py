@@ -15,10 +15,11 @@ import jax
 
 import mlingo_jax
 from configs.base import Config
+from conversion.folders import RUN
 from mlingo_jax.data.prompt import PromptSettings
 from mlingo_jax.data.survey import Survey
 from mlingo_jax.errors import UserError
-from mlingo_jax.training.checkpoint import RUN, is_run, read_run
+from mlingo_jax.training.checkpoint import is_run, read_run
 from mlingo_jax.training.config import fields, to_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")

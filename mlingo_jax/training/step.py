@@ -104,7 +104,8 @@ def train_step(
     """One micro-step; every `config.accumulate`-th one updates the adapter.
 
     An update's gradient is that of (loss sum) / (number of answer tokens) over all its micro-batches, so it does not
-    depend on how the examples fall into them.
+    depend on how the examples fall into them. A micro-step whose loss or gradient is not finite changes nothing but
+    the number of steps: its update is that of the others', and without any answer tokens there is no update.
 
     Metrics, float32 scalars: loss (of this micro-batch), tokens (its answer tokens), learning_rate, gradient_norm (of
     the mean gradient gathered since the last update, before clipping), update_norm (0 between updates), parameter_norm.
@@ -112,32 +113,34 @@ def train_step(
     (total, tokens), gradient = jax.value_and_grad(loss_sum, has_aux=True)(
         state.adapter, frozen, batch, networks, config
     )
-    gradient = jax.tree.map(jnp.add, state.gradient, gradient)
-    weight = state.weight + tokens
-    mean = jax.tree.map(lambda g: g / _at_least_one(weight), gradient)
-    norm = optax.tree.norm(mean)
-    rate = learning_rate(state.step, config.optim, config.steps)
-    gathered = dataclasses.replace(state, step=state.step + 1, gradient=gradient, weight=weight)
+    gathered = dataclasses.replace(
+        state, gradient=jax.tree.map(jnp.add, state.gradient, gradient), weight=state.weight + tokens
+    )
+    loss, norm = total / _at_least_one(tokens), optax.tree.norm(_mean_gradient(gathered))
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), gathered, state)
+    kept = dataclasses.replace(kept, step=state.step + 1)
 
     def update(state: TrainState) -> tuple[TrainState, Array]:
-        change, moments = optimiser(config).update(mean, state.moments, state.adapter)
+        change, moments = optimiser(config).update(_mean_gradient(state), state.moments, state.adapter)
         updated = TrainState(
             step=state.step,
             adapter=jax.tree.map(jnp.add, state.adapter, change),
             moments=moments,
-            gradient=jax.tree.map(jnp.zeros_like, gradient),
-            weight=jnp.zeros_like(weight),
+            gradient=jax.tree.map(jnp.zeros_like, state.gradient),
+            weight=jnp.zeros_like(state.weight),
         )
         return updated, optax.tree.norm(change)
 
     def keep(state: TrainState) -> tuple[TrainState, Array]:
         return state, jnp.zeros_like(norm)
 
-    new, update_norm = jax.lax.cond(gathered.step % config.accumulate == 0, update, keep, gathered)
+    due = (kept.step % config.accumulate == 0) & (kept.weight > 0)
+    new, update_norm = jax.lax.cond(due, update, keep, kept)
     metrics = {
-        "loss": total / _at_least_one(tokens),
+        "loss": loss,
         "tokens": tokens,
-        "learning_rate": rate,
+        "learning_rate": learning_rate(state.step, config.optim, config.steps),
         "gradient_norm": norm,
         "update_norm": update_norm,
         "parameter_norm": optax.tree.norm(new.adapter),
@@ -165,6 +168,11 @@ def compile_eval_step(
         return loss_sum(adapter, frozen, batch, networks, config)
 
     return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
+
+
+def _mean_gradient(state: TrainState) -> Params:
+    """That of the loss per answer token, over the micro-steps since the last update."""
+    return jax.tree.map(lambda g: g / _at_least_one(state.weight), state.gradient)
 
 
 def _at_least_one(weight: Float[Array, ""]) -> Float[Array, ""]:
