@@ -73,8 +73,8 @@ def run_of(source: str | Path) -> Path | None:
         return source
     folder = source.absolute()
     above = folder.parent.parent
-    is_checkpoint = folder.name.isdecimal() and folder.parent.name == CHECKPOINTS and (above / RUN).is_file()
-    return above if is_checkpoint else None
+    is_checkpoint = folder.is_dir() and folder.name.isdecimal() and folder.parent.name == CHECKPOINTS
+    return above if is_checkpoint and (above / RUN).is_file() else None
 
 
 def _read_kind(folder: Path) -> Kind:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conversion.folders import Found, identify
 from mlingo_jax.errors import UserError
 from mlingo_jax.training import checkpoint
 from mlingo_jax.training.checkpoint import Checkpoints, Saved, is_run, load_run_adapter, restore
@@ -19,7 +20,7 @@ def make(step: int, size: int = 8) -> Saved:
     rng = np.random.default_rng(step)
     adapter = {"projection": {"kernel": rng.normal(size=(size, 4)).astype(np.float32), "bias": np.zeros(4, np.float32)}}
     optimizer = {"moments": {"count": np.array(step, np.int32), "mu": adapter}, "weight": np.array(2.5, np.float32)}
-    return Saved(step, adapter, optimizer, {"next_index": step})
+    return Saved(step, adapter, optimizer, {"next_index": step}, {"skipped": [7]})
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def kept(run: Path) -> list[str]:
 def assert_is(saved: Saved | None, step: int) -> None:
     assert saved is not None
     expected = make(step)
-    assert (saved.step, saved.data) == (step, {"next_index": step})
+    assert (saved.step, saved.data, saved.watch) == (step, {"next_index": step}, {"skipped": [7]})
     for name, values in expected.adapter["projection"].items():
         np.testing.assert_array_equal(saved.adapter["projection"][name], values)
         assert saved.adapter["projection"][name].dtype == np.float32
@@ -56,8 +57,34 @@ def test_the_newest_are_kept_and_read_back(run):
 
 def test_a_checkpoint_names_its_towers_and_does_not_hold_them(run):
     metadata = json.loads((run / "checkpoints" / "30" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
-    assert metadata == {"data": {"next_index": 30}, "towers": TOWERS}
+    assert metadata == {"data": {"next_index": 30}, "watch": {"skipped": [7]}, "towers": TOWERS}
     assert {path.name for path in (run / "checkpoints" / "30").iterdir() if path.is_dir()} == {"adapter", "optimizer"}
+
+
+def test_the_best_is_kept_besides_also_when_a_run_goes_on(run):
+    for first, losses in ((40, [2.5, 2.0, 2.2]), (70, [2.1, None, 2.4])):
+        with Checkpoints(run, keep=2, best=1) as checkpoints:
+            for number, loss in enumerate(losses):
+                checkpoints.save(make(first + 10 * number), TOWERS, loss)
+    assert kept(run) == ["50", "80", "90"]
+    assert_is(restore(run), 90)
+    with Checkpoints(run, keep=1, best=0) as checkpoints:
+        checkpoints.save(make(100), TOWERS, 1.0)
+    assert kept(run) == ["100"]
+
+
+def test_one_checkpoint_of_a_run_may_be_named(run, monkeypatch):
+    monkeypatch.chdir(run / "checkpoints")
+    for source in (run / "checkpoints" / "20", "20"):
+        adapter, described = load_run_adapter(source)
+        np.testing.assert_array_equal(adapter["projection"]["kernel"], make(20).adapter["projection"]["kernel"])
+        assert described == {"seed": 1}
+        assert identify(Path(source)) == Found("adapter", "run")
+    flip_a_bit(run / "checkpoints" / "20")
+    with pytest.raises(UserError, match=r"20: damaged checkpoint \(.*\); name another one, or the run"):
+        load_run_adapter(run / "checkpoints" / "20")
+    with pytest.raises(UserError, match="not the folder of a training run"):
+        load_run_adapter(run / "checkpoints" / "70")
 
 
 def test_sha256sum_agrees(run):

@@ -159,7 +159,7 @@ def test_another_mesh_goes_on_with_the_same_examples(alone, corpus, environment,
     ours, theirs = read_metrics(tmp_path), read_metrics(alone)
     places = [[(r["step"], r.get("tokens")) for r in records] for records in (ours, theirs)]
     assert places[0] == places[1]
-    found, expected = ([r.get("loss", r.get("eval_loss")) for r in records] for records in (ours, theirs))
+    found, expected = (np.array([r.get("loss", r.get("eval_loss")) for r in records]) for records in (ours, theirs))
     # 80 steps of Adam carry the rounding of other sums along.
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     np.testing.assert_array_equal(found[:last], expected[:last])

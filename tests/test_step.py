@@ -201,6 +201,35 @@ def test_a_batch_without_answers_has_no_loss_and_no_gradient(step, llm, mesh):
     assert np.all(np.isfinite(state.adapter["projection"]["kernel"]))
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_but_their_number(llm, mesh, wrong):
+    """The update that falls on it is that of the other micro-batches."""
+    frozen, good, bad = {"llm": llm[1]}, make_batch(0), make_batch(1)
+    bad["music"][2, 0, 0] = wrong
+    step: Any = compile_train_step(networks_of(llm), dataclasses.replace(config(), accumulate=2), mesh)
+    state, _ = step(first_state(mesh), frozen, on_device(good))
+    gathered = jax.tree.map(np.array, state)
+    state, metrics = step(state, frozen, on_device(bad))
+    assert not np.isfinite(metrics["gradient_norm"])
+    assert float(metrics["update_norm"]) > 0
+    alone: Any = compile_train_step(networks_of(llm), dataclasses.replace(config(), accumulate=1), mesh)
+    expected, _ = alone(first_state(mesh), frozen, on_device(good))
+    # The learning rate is one and the same in both, so the updates are.
+    jax.tree.map(np.testing.assert_array_equal, state.adapter, expected.adapter)
+    again, _ = step(replicate(dataclasses.replace(gathered, step=np.int32(2)), mesh), frozen, on_device(bad))
+    assert int(again.step) == 3
+    jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(again, step=gathered.step), gathered)
+
+
+def test_without_a_finite_step_there_is_no_update(step, llm, mesh):
+    batch = make_batch(0)
+    batch["music"][:] = np.nan
+    before = jax.tree.map(np.array, first_state(mesh))
+    state, metrics = step(first_state(mesh), {"llm": llm[1]}, on_device(batch))
+    assert float(metrics["update_norm"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(state, step=before.step), before)
+
+
 def test_the_evaluation_is_the_loss_of_the_step(step, llm, mesh):
     batch, state, frozen = on_device(make_batch(0)), first_state(mesh), {"llm": llm[1]}
     total, tokens = compile_eval_step(networks_of(llm), config(), mesh)(state.adapter, frozen, batch)

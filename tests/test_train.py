@@ -21,9 +21,7 @@ from tests.tiny import tiny_llama, tiny_mert
 from tests.tiny_run import ROOT, STEPS, WINDOW, as_config, command, make_corpus, quick_environment, settings
 
 
-est.fixture(scope="module")
-
-
+@pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 

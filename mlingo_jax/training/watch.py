@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # A loss is judged by so many before it; the first ones, by none.
-RECENT, ENOUGH = 100, 20
+RECENT, ENOUGH = 50, 20
 # A normal distribution's standard deviation over its median absolute one; and the least, as a share of the median.
 SCALE, LEAST = 1.4826, 0.01
 
