@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from configs.base import Config
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower, open_with_files
+from mlingo_jax.data.examples import Examples
 from mlingo_jax.data.mixture import Mixture
 from mlingo_jax.data.packing import ROW_LENGTH, pack
 from mlingo_jax.data.pipeline import evaluation_batches, make_dataset
