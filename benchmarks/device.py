@@ -27,21 +27,10 @@ from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama, LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.planning.published import VICUNA_7B
 from mlingo_jax.training.sharding import make_mesh
 from mlingo_jax.training.step import Networks, compile_train_step, init_state
 
-VICUNA = {
-    "model_type": "llama",
-    "vocab_size": 32001,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-}
 TINY_MERT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 TINY_VICUNA = {
     "hidden_size": 64,
@@ -177,7 +166,7 @@ def main() -> None:
     flags = parser.parse_args()
     tiny = flags.size == "tiny"
     mert = MertConfig.from_json({**MERT_330M, **(TINY_MERT if tiny else {})}, "MERT-v1-330M")
-    llama = LlamaConfig.from_json(VICUNA | (TINY_VICUNA if tiny else {}), "Vicuna v0 7B")
+    llama = LlamaConfig.from_json({**VICUNA_7B, **(TINY_VICUNA if tiny else {})}, "Vicuna v0 7B")
     device = jax.devices()[0]
     print(f"{device.device_kind}, jax {jax.__version__}, {flags.dtype}, {flags.size}, medians of {flags.repeats}")
     limits = (flags.peak_tflops, flags.peak_gbs)

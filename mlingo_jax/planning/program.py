@@ -52,12 +52,12 @@ class Collective:
 
 def collectives(text: str) -> list[Collective]:
     """The collectives that a compiled program runs; of a conditional's branches, those of each."""
-    computations, entry = _computations(text)
+    bodies, entry = computations(text)
     found: list[Collective] = []
     seen: set[tuple[str, ...]] = set()
 
     def walk(name: str, loops: tuple[int | None, ...], body: str) -> None:
-        for line in computations[name]:
+        for line in bodies[name]:
             if match := _COLLECTIVE.match(line):
                 if "chain_id=" in line:
                     piece = (body, *re.findall(r"(?:chain_id|channel_id)=\"?(\d+)", line))
@@ -67,9 +67,9 @@ def collectives(text: str) -> list[Collective]:
                 found.append(_collective(match, line, name, loops, text))
                 continue
             is_loop = " while(" in line
-            for callee in _callees(line):
-                if callee in computations:
-                    inner = (*loops, _trips(line, computations)) if is_loop else loops
+            for callee in called(line):
+                if callee in bodies:
+                    inner = (*loops, trips(line, bodies)) if is_loop else loops
                     walk(callee, inner, callee if is_loop else body)
 
     walk(entry, (), entry)
@@ -91,30 +91,31 @@ def array_bytes(shape: str) -> int:
     return -(-count * (8 if dtype == "pred" or bits is None else int(bits[0])) // 8)
 
 
-def _computations(text: str) -> tuple[Mapping[str, list[str]], str]:
+def computations(text: str) -> tuple[Mapping[str, list[str]], str]:
     """The lines of each computation, and the name of the one that the program starts with."""
-    computations: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
-            lines = computations.setdefault(header[2], [])
+            lines = found.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
         else:
             lines.append(line)
-    return computations, entry
+    return found, entry
 
 
-def _callees(line: str) -> Iterator[str]:
+def called(line: str) -> Iterator[str]:
+    """The computations that an instruction names."""
     for one, several in _CALLS.findall(line):
         yield from (name.strip().lstrip("%") for name in (one or several).split(","))
 
 
-def _trips(line: str, computations: Mapping[str, list[str]]) -> int | None:
+def trips(line: str, bodies: Mapping[str, list[str]]) -> int | None:
     """How often a loop runs: as the compiler notes it, or the bound of a counter (JAX's scans count up from 0)."""
     if noted := _TRIPS.search(line):
         return int(noted[1])
     condition = re.search(r"condition=%?([\w.-]+)", line)
-    lines = computations.get(condition[1], []) if condition else []
+    lines = bodies.get(condition[1], []) if condition else []
     bound = _BOUND.search("\n".join(lines))
     constant = bound and re.search(rf"%{re.escape(bound[1])} = s\d+\[\]\S* constant\((\d+)\)", "\n".join(lines))
     return int(constant[1]) if constant else None

@@ -4,7 +4,7 @@ Axes of the mesh: `data` splits the batch; `fsdp` splits the batch and the tower
 heads, inner width and vocabulary. Adapter, moments and metrics are on every device whole.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,13 +19,12 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
 
-def make_mesh(settings: MeshConfig) -> Mesh:
-    """The mesh (data, fsdp, tensor) over all devices of all processes; data = -1 is all that fsdp and tensor leave.
+def mesh_sizes(settings: MeshConfig, devices: int) -> tuple[int, int, int]:
+    """The sizes (data, fsdp, tensor) of a mesh of so many devices; data = -1 is all that fsdp and tensor leave.
 
     Raises:
         UserError: the sizes do not make up the number of devices.
     """
-    devices = jax.device_count()
     inner = settings.fsdp * settings.tensor
     data = devices // inner if settings.data == -1 else settings.data
     if data * inner != devices:
@@ -34,7 +33,17 @@ def make_mesh(settings: MeshConfig) -> Mesh:
             f"mesh: fsdp {settings.fsdp} times tensor {settings.tensor}{given} does not make up the {devices} devices "
             "there are; change --config.mesh"
         )
-    return jax.make_mesh((data, settings.fsdp, settings.tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return data, settings.fsdp, settings.tensor
+
+
+def make_mesh(settings: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh (data, fsdp, tensor) over the devices given, or all devices of all processes.
+
+    Raises:
+        UserError: see `mesh_sizes`.
+    """
+    sizes = mesh_sizes(settings, jax.device_count() if devices is None else len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -1,0 +1,107 @@
+"""What a run will need on a machine that one has not got, from shapes alone: no weights, no data, no accelerator.
+
+    python -m mlingo_jax.plan --config=pretrain --topology=v5e:4x4 [--search] [--config.FIELD=VALUE ...]
+
+Compiles the run's real train step for the machine, and prints memory, operations, bytes moved, collectives, the least
+time of a step, and the hours of the whole run.
+"""
+
+import argparse
+import sys
+import time
+
+from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.planning import machines
+from mlingo_jax.training.config import read_config
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, but for --config, which is read as train reads it."""
+    made = argparse.ArgumentParser(
+        prog="python -m mlingo_jax.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "--topology", required=True, help=f"the machine: {machines.AS}; kinds: {', '.join(machines.KINDS)}"
+    )
+    made.add_argument("--search", action="store_true", help="try the meshes of the machine's devices, best first")
+    made.add_argument("--most", type=int, default=6, help="with --search: meshes compiled at most (default 6)")
+    made.add_argument("--seconds", type=float, default=30.0, help="of audio in a clip (default 30)")
+    made.add_argument("--clips", type=int, default=0, help="clips of the data set, for what hearing them once takes")
+    made.add_argument("--rows", type=int, default=0, help="also plan answering so many questions at once")
+    made.add_argument("--config", metavar="NAME", help="as of python -m mlingo_jax.train; and --config.FIELD=VALUE")
+    return made
+
+
+def main() -> None:
+    argv = sys.argv[1:]
+    flags, rest = parser().parse_known_args(argv)
+    config = read_config([*([f"--config={flags.config}"] if flags.config else []), *rest])
+    machine = machines.parse(flags.topology)
+    # Imported late: --help and mistakes on the command line need none of the numerical libraries.
+    from mlingo_jax.planning import report
+    from mlingo_jax.planning.costs import DoesNotFit, compile_costs
+    from mlingo_jax.planning.devices import compile_target, devices, prepare
+    from mlingo_jax.planning.published import encoder_sizes, language_model_sizes
+    from mlingo_jax.planning.search import search
+    from mlingo_jax.planning.shapes import Shapes, trace_answering, trace_hearing, trace_train_step, weight_bytes
+    from mlingo_jax.training.sharding import check_batch, make_mesh
+
+    encoder, llm = encoder_sizes(config.mert.path), language_model_sizes(config.llm.path)
+    shapes = Shapes(config, encoder.config, llm.config, flags.seconds)
+    target = compile_target(machine)
+    prepare(target)
+    found = devices(target)
+    memory = machine.kind.memory if machine.kind else float("inf")
+
+    say(
+        "\n".join(
+            [*report.describe_machine(machine, target), *report.describe_run(shapes, (encoder.source, llm.source))]
+        )
+    )
+    if flags.search:
+        start = time.monotonic()
+        candidates = []
+        for one in search(shapes, found, memory, lambda m: compile_costs(trace_train_step(shapes, m)), flags.most):
+            candidates.append(one)
+            print(f"{time.monotonic() - start:5.0f} s: tried {' x '.join(map(str, one.sizes))}", file=sys.stderr)
+        say("\n".join(report.describe_search(candidates, machine)))
+        return
+    mesh = make_mesh(config.mesh, found)
+    check_batch(mesh, config.batch_size)
+    weights = weight_bytes(shapes, mesh)
+    say(f"mesh         data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']}, tensor {mesh.shape['tensor']}")
+    try:
+        if weights > memory:
+            raise DoesNotFit(weights, memory)
+        start = time.monotonic()
+        costs = compile_costs(trace_train_step(shapes, mesh))
+        say(f"compiled     in {time.monotonic() - start:.0f} s for {target.name}")
+        if costs.memory > memory:
+            raise DoesNotFit(costs.memory, memory)
+    except DoesNotFit as error:
+        raise UserError(
+            f"does not fit: the train step {error} on each device of {machine.name}; try --search, more of "
+            "--config.mesh.fsdp, --config.llm.quantization=int8, or a smaller --config.batch_size"
+        ) from error
+    say("\n".join(report.describe_step(shapes, costs, machine)))
+    if not config.data.hear_in_step:
+        from mlingo_jax.planning.flops import operations
+
+        heard = operations(trace_hearing(shapes, mesh, mesh.size).jaxpr) // mesh.size
+        say("\n".join(report.describe_hearing(heard, flags.clips, machine)))
+    if flags.rows:
+        tokens = config.prompt.max_answer_tokens
+        reading, writing = map(compile_costs, trace_answering(shapes, mesh, flags.rows, tokens))
+        say("\n".join(report.describe_answering(reading, writing, flags.rows, tokens, machine)))
+
+
+def say(text: str) -> None:
+    """Prints at once: compiling takes its time."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,91 @@
+"""What a program costs on each device, of its compiled form; nothing is run."""
+
+import dataclasses
+import re
+
+import jax
+from jax.stages import Traced
+
+from mlingo_jax.planning.flops import operations
+from mlingo_jax.planning.program import Collective, collectives
+from mlingo_jax.planning.traffic import moved_bytes
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class DoesNotFit(Exception):
+    """A program needs more memory than the device that it is compiled for has: bytes `needed` of those `available`."""
+
+    def __init__(self, needed: float, available: float):
+        super().__init__(f"needs {needed / 2**30:.1f} of {available / 2**30:.1f} GiB")
+        self.needed, self.available = needed, available
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """One execution of a program; bytes are those of one device.
+
+    Attributes:
+        operations: multiplications and additions of all devices together (see `flops`).
+        arguments: what it is given: weights, state, batch.
+        temporaries: what it needs besides, at most at a time; its own code, and results that take no argument's place.
+        moved: read from and written to the device's memory; loops that end by their data count once.
+        collectives: what the devices exchange.
+    """
+
+    operations: int
+    arguments: int
+    temporaries: int
+    moved: int
+    collectives: tuple[Collective, ...]
+
+    @property
+    def memory(self) -> int:
+        """Bytes needed on a device."""
+        return self.arguments + self.temporaries
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends to others, by the ring algorithms; loops that end by their data count once."""
+        return sum(sent_bytes(one) * (one.times or 1) for one in self.collectives)
+
+
+def sent_bytes(one: Collective) -> float:
+    """Bytes that each device of a ring sends for one collective: (n - 1) / n of it, twice that to all-reduce."""
+    if one.kind.startswith("collective"):
+        return one.bytes
+    return one.bytes * (one.devices - 1) / one.devices * (2 if one.kind == "all-reduce" else 1)
+
+
+def compile_costs(traced: Traced) -> Costs:
+    """Compiles a program and reads what it costs.
+
+    Raises:
+        DoesNotFit: a TPU's compiler found no way to lay it out in the device's memory.
+    """
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise _read_error(error) from error
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None
+    assert text is not None
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Costs(
+        operations=operations(traced.jaxpr),
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + results,
+        moved=moved_bytes(text),
+        collectives=tuple(collectives(text)),
+    )
+
+
+def _read_error(error: Exception) -> Exception:
+    text = str(error)
+    sizes = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", text) or re.search(
+        r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", text
+    )
+    if "RESOURCE_EXHAUSTED" not in text or not sizes:
+        return error
+    needed, unit, available, other = sizes.groups()
+    return DoesNotFit(float(needed) * _UNITS[unit], float(available) * _UNITS[other])

@@ -1,0 +1,88 @@
+"""Bytes moved, counted in the text of compiled programs: by hand, and against XLA's own count."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlingo_jax.planning.traffic import moved_bytes
+
+# A product; a loop of 32 that slices its weights and keeps what it computes.
+SCRIPT = """
+import json
+import jax, jax.numpy as jnp
+from mlingo_jax.planning.traffic import moved_bytes
+
+def loop(x, w):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), x), x, w)
+
+def count(f, *shapes):
+    compiled = jax.jit(f).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
+    return moved_bytes(compiled.as_text()), compiled.cost_analysis()["bytes accessed"]
+
+print(json.dumps([count(lambda x, w: x @ w, (64, 128), (128, 256)), count(loop, (64, 128), (32, 128, 128))]))
+"""
+
+
+def test_compiled_programs():
+    environment = {n: v for n, v in os.environ.items() if n != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (product, xla), (loop, _) = json.loads(done.stdout)
+    assert product == xla == 4 * (64 * 128 + 128 * 256 + 64 * 256)
+    row, weights = 4 * 64 * 128, 4 * 128 * 128
+    # In each round: its own weights and some rows, and not the weights of all rounds.
+    assert 32 * (3 * row + weights) <= loop <= 32 * (12 * row + 4 * weights) < 32 * 32 * weights
+
+
+def program(entry: str, others: str = "") -> str:
+    return f"HloModule m\n\n{others}\nENTRY %main (p: f32[8]) -> f32[8] {{\n{entry}\n}}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ROOT %a = f32[8]{0} add(%p, %p)", 96),
+        ("ROOT %a = f32[8]{0:T(128)S(1)} negate(%p)", 32),
+        ("ROOT %s = f32[2]{0} dynamic-slice(%p, %i), dynamic_slice_sizes={2}", 16),
+        ("ROOT %u = f32[8]{0} dynamic-update-slice(%p, %q, %i)", 16),
+        ("ROOT %c = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%p)", 32),
+        ("ROOT %t = (f32[8]{0}, f32[8]{0}) tuple(%p, %p)", 0),
+    ],
+)
+def test_instructions(line: str, expected: int):
+    entry = f"  %p = f32[8]{{0}} parameter(0)\n  %q = f32[2]{{0}} parameter(1)\n  %i = s32[] parameter(2)\n  {line}"
+    assert moved_bytes(program(entry)) == expected
+
+
+def test_fusions_and_loops():
+    others = """\
+%slice_and_update (a: f32[4,8], b: f32[4,8], i: s32[]) -> f32[4,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[4,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %row = f32[1,8]{1,0} dynamic-slice(%b, %i, %i), dynamic_slice_sizes={1,8}
+  ROOT %u = f32[4,8]{1,0} dynamic-update-slice(%a, %row, %i, %i)
+}
+
+%body (t: (f32[4,8], f32[4,8], s32[])) -> (f32[4,8], f32[4,8], s32[]) {
+  %t = (f32[4,8]{1,0}, f32[4,8]{1,0}, s32[]) parameter(0)
+  %a = f32[4,8]{1,0} get-tuple-element(%t), index=0
+  %b = f32[4,8]{1,0} get-tuple-element(%t), index=1
+  %i = s32[] get-tuple-element(%t), index=2
+  %f = f32[4,8]{1,0} fusion(%a, %b, %i), kind=kLoop, calls=%slice_and_update
+  ROOT %r = (f32[4,8]{1,0}, f32[4,8]{1,0}, s32[]) tuple(%f, %b, %i)
+}
+"""
+    loop = (
+        "  %p = (f32[4,8]{1,0}, f32[4,8]{1,0}, s32[]) parameter(0)\n"
+        "  ROOT %w = (f32[4,8]{1,0}, f32[4,8]{1,0}, s32[]) while(%p), condition=%c, body=%body, "
+        'backend_config={"known_trip_count":{"n":"4"}}'
+    )
+    # Each round reads one row of b and the index, and writes one row of a.
+    assert moved_bytes(program(loop, others)) == 4 * (32 + 4 + 32)
