@@ -104,10 +104,11 @@ class Prompt:
 
     def rows(self, asked: Sequence[tuple[str, str, int]]) -> list[Row]:
         """The rows of several examples, (question, answer, music tokens) each; all are tokenised at once."""
-        answers = self._encode([answer + self.settings.end_symbol for _, answer, _ in asked])
-        afters: list[list[int]] = [[]] * len(asked)
+        texts = [answer + self.settings.end_symbol for _, answer, _ in asked]
         if self.settings.template:
-            afters = self._encode([self._question_text(question) for question, *_ in asked])
+            texts += [self._question_text(question) for question, *_ in asked]
+        encoded = self._encode(texts)
+        answers, afters = encoded[: len(asked)], encoded[len(asked) :] or [[]] * len(asked)
         limit = self.settings.max_answer_tokens
         return [
             _row(self._opening, tokens, after, ids[:limit], len(ids) > limit)
