@@ -11,7 +11,7 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +108,7 @@ def random_features(surveyed: Survey, tokens: int, folder: Path) -> CachedMusic:
     rng = np.random.default_rng(0)
     fingerprint = Fingerprint.of({"name": "random"}, SILENCE, window=325, seconds=30.0)
 
-    def ear(heard: list[np.ndarray]) -> list[np.ndarray]:
+    def ear(heard: Sequence[np.ndarray]) -> list[np.ndarray]:
         return list(rng.normal(size=(len(heard), tokens, WIDTH)))
 
     hear(surveyed.clips, ear, folder / "features", fingerprint)

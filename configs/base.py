@@ -73,7 +73,9 @@ class DataConfig:
     manifest: str = setting(
         "", "jsonl, json or csv of audio, question, answer; split (train or eval) if wanted", free=True
     )
-    datasets: str = setting("", "instead of a manifest: prepared DATASET:SPLIT[=WEIGHT], separated by commas")
+    datasets: str = setting(
+        "", "instead of a manifest: prepared DATASET:SPLIT, …; with =WEIGHT, or *WEIGHT of each example"
+    )
     evaluate: str = setting("", "with datasets: DATASET:SPLIT to evaluate on; empty: no evaluation")
     data_dir: str = setting("data", "folder of the prepared datasets", free=True)
     mixing: str = setting("row", "several datasets: in each micro-batch (row) or in turn (step)", choices=MIXINGS)

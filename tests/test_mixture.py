@@ -110,14 +110,29 @@ def test_weights_epochs_and_going_on(mixture, prompt, music, mixing):
         assert list(np.stack([one["example"], other["example"]], 1).ravel()) == list(whole["example"])
 
 
-@pytest.mark.parametrize("text", ["", "music_qa", "music_qa:", ":train", "a:b=", "a:b=0", "a:b=x", "a:b,", "a:b=inf"])
+@pytest.mark.parametrize(
+    "text", ["", "music_qa", "music_qa:", ":train", "a:b=", "a:b=0", "a:b=x", "a:b,", "a:b=inf", "a:b*", "a:b*=2"]
+)
 def test_a_mistake_in_the_datasets_is_named(text):
-    with pytest.raises(UserError, match=r"^config\.data\.datasets: expected DATASET:SPLIT or DATASET:SPLIT=WEIGHT"):
+    with pytest.raises(UserError, match=r"^config\.data\.datasets: expected DATASET:SPLIT, DATASET:SPLIT=WEIGHT or "):
         parse_wanted(text, "config.data.datasets")
 
 
 def test_datasets_are_parsed():
-    assert parse_wanted("a/b:train, c:eval=2.5", "x") == [Wanted("a/b", "train"), Wanted("c", "eval", 2.5)]
+    assert parse_wanted("a/b:train, c:eval = 2.5", "x") == [Wanted("a/b", "train"), Wanted("c", "eval", 2.5)]
+    assert parse_wanted("a:train*1", "x") == [Wanted("a", "train", each=True)]
+    with pytest.raises(UserError, match=r"^x: = weighs a split and \* each of its examples"):
+        parse_wanted("a:train*1, b:train", "x")
+
+
+def test_examples_may_weigh_the_same_whatever_their_split(data_dir, prompt, music):
+    """Each comes once before any comes again, as if the splits were one."""
+    wanted = parse_wanted("music_caps:train*1, manifest/mine:train*2", "x")
+    mixture = read_mixture(data_dir, wanted)
+    assert mixture.weights == [2.0, 6.0]
+    options = {"length": 128, "batch": 8, "seed": 5, "parts": mixture.ranges, "weights": mixture.weights}
+    (drawn,) = (b["example"] for b in itertools.islice(make_dataset(mixture, prompt, music, **options), 1))
+    assert np.bincount(drawn).tolist() == [1, 1, 2, 2, 2]
 
 
 def test_what_is_not_prepared_is_named(data_dir):

@@ -7,6 +7,7 @@ import bisect
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,35 +19,38 @@ from mlingo_jax.data.examples import Example, Examples
 from mlingo_jax.data.stored import StoredAudio
 from mlingo_jax.errors import UserError
 
+# "dataset/config:split", and perhaps "=weight" or "*times".
+_WANTED = re.compile(r"([^:=*]+):([^:=*]+?)\s*(?:([=*])(.+))?")
+
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """A split of a prepared dataset, and its weight in a mixture."""
+    """A split of a prepared dataset, and its weight in a mixture: the split's own, or, with `each`, each example's."""
 
     dataset: str
     split: str
     weight: float = 1.0
+    each: bool = False
 
 
 def parse_wanted(text: str, setting: str) -> list[Wanted]:
-    """Reads "music_qa:finetune, music_instruct/all:train=2"; a weight that is not given is 1.
+    """Reads "music_qa:finetune, music_instruct/all:train=2", or with weights of each example, "a:train*1, b:train*2".
 
-    Raises UserError, naming the setting, for whatever is not of this form.
+    A weight that is not given is 1. Raises UserError, naming the setting, for whatever is not of this form, and where
+    some weights are the splits' and some each example's.
     """
     wanted = []
     for part in text.split(","):
-        name, has_weight, weight = part.strip().partition("=")
-        dataset, _, split = name.partition(":")
-        try:
-            found = Wanted(dataset, split, float(weight) if has_weight else 1.0)
-        except ValueError:
-            found = Wanted(dataset, split, math.nan)
-        if not dataset or not split or not 0 < found.weight < math.inf:
+        found = _WANTED.fullmatch(part.strip())
+        weight = _positive(found[4]) if found and found[4] else 1.0
+        if not found or weight is None:
             raise UserError(
-                f"{setting}: expected DATASET:SPLIT or DATASET:SPLIT=WEIGHT, separated by commas, as "
-                f'"music_qa:finetune=2"; found {part.strip()!r}'
+                f"{setting}: expected DATASET:SPLIT, DATASET:SPLIT=WEIGHT or DATASET:SPLIT*TIMES, separated by commas, "
+                f'as "music_qa:finetune=2"; found {part.strip()!r}'
             )
-        wanted.append(found)
+        wanted.append(Wanted(found[1], found[2], weight, each=found[3] == "*"))
+    if len({part.each for part in wanted}) > 1:
+        raise UserError(f"{setting}: = weighs a split and * each of its examples; write one of them for all, not both")
     return wanted
 
 
@@ -110,7 +114,8 @@ class Mixture:
 def read_mixture(data_dir: str | Path, wanted: Sequence[Wanted]) -> Mixture:
     """The mixture of prepared splits. Raises UserError if one was not prepared."""
     parts = [PreparedSplit(data_dir, part.dataset, part.split) for part in wanted]
-    return Mixture(parts, [part.weight for part in wanted])
+    weights = [w.weight * (len(part) if w.each else 1) for w, part in zip(wanted, parts, strict=True)]
+    return Mixture(parts, weights)
 
 
 def clip_name(collection: str, clip: str) -> str:
@@ -123,3 +128,11 @@ def evenly(examples: Examples, most: int) -> Examples:
     if not 0 < most < len(examples):
         return examples
     return Chosen(examples, np.arange(most) * len(examples) // most)
+
+
+def _positive(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
