@@ -26,6 +26,7 @@ def setting(
 
 DTYPES = ("bfloat16", "float32")
 QUANTIZATIONS = ("none", "int8", "int4")
+REMATS = ("layer", "dots", "none")
 MIXINGS = ("row", "step")
 
 
@@ -45,7 +46,9 @@ class LanguageModelConfig:
     path: str = setting("", "language model: a Hugging Face or converted folder, or a hub id", free=True)
     dtype: str = setting("bfloat16", "what its weights are kept and computed in", choices=DTYPES)
     quantization: str = setting("none", "its layers' weights as integers of 8 or 4 bits", choices=QUANTIZATIONS)
-    remat: bool = setting(True, "compute activations again in the backward pass instead of keeping them", free=True)
+    remat: str = setting(
+        "layer", "made again in the backward pass: whole layers, all but products, nothing", choices=REMATS, free=True
+    )
 
 
 @dataclasses.dataclass

@@ -35,7 +35,7 @@ def get_config() -> Config:
     # Small towers on a CPU: bfloat16 would be slower there, not faster.
     config.mert.dtype = "float32"
     config.llm.dtype = "float32"
-    config.llm.remat = False
+    config.llm.remat = "none"
     config.optim.lr = 1e-2
     config.optim.min_lr = 1e-4
     config.optim.warmup_steps = 20

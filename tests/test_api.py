@@ -116,16 +116,19 @@ clips = [(rng.normal(0, 0.1, 24000).astype(np.float32), 24000)] * 2
 mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 model = mlingo_jax.load(mert={str(towers[0])!r}, llm={str(towers[1])!r}, dtype="float32", mesh=mesh)
 shards = jax.tree.leaves(model.llm.params["layers"]["mlp"]["up"])[0].addressable_shards
-print(json.dumps([model.score(clips, "What?", ["A bell."] * 2)[0].tolist(), len({{str(s.index) for s in shards}})]))
+scores = model.score(clips, "What?", ["A bell."] * 2)[0].tolist()
+answers = [model.answer(clips, "What?", max_new_tokens=8, num_beams=beams) for beams in (1, 2)]
+print(json.dumps([scores, answers, len({{str(s.index) for s in shards}})]))
 """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    scores, parts = json.loads(done.stdout)
+    scores, answers, parts = json.loads(done.stdout)
     assert parts == 4
     rng = np.random.default_rng(0)
     clip = (rng.normal(0, 0.1, 24000).astype(np.float32), 24000)
     plain = mlingo_jax.load(mert=towers[0], llm=towers[1], dtype="float32")
     np.testing.assert_allclose(scores, plain.score([clip], "What?", ["A bell."])[0], rtol=1e-5)
+    assert answers == [plain.answer([clip] * 2, "What?", max_new_tokens=8, num_beams=beams) for beams in (1, 2)]
 
 
 def test_towers_keep_the_dtype_asked_for(towers):

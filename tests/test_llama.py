@@ -177,16 +177,17 @@ def test_a_donated_cache_is_written_in_place() -> None:
     assert memory.temp_size_in_bytes < size / 4
 
 
-def test_remat_changes_no_gradient() -> None:
+@pytest.mark.parametrize("remat", ["layer", "dots"])
+def test_remat_changes_no_gradient(remat: str) -> None:
     positions, segments = map(jnp.asarray, packed([4, 6]))
 
     @partial(jax.jit, static_argnums=1)
-    def gradient(embeddings: Array, remat: bool) -> Array:
+    def gradient(embeddings: Array, remat: str) -> Array:
         model = nnx.merge(GRAPHDEF, PARAMS)
         return jax.grad(lambda x: jnp.square(model(x, positions, segments, remat=remat)[:, 3]).sum())(embeddings)
 
     embeddings = jax.random.normal(jax.random.key(0), (1, LENGTH, TINY.width))
-    np.testing.assert_allclose(gradient(embeddings, True), gradient(embeddings, False), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradient(embeddings, remat), gradient(embeddings, "none"), rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16() -> None:

@@ -157,20 +157,6 @@ def test_masked_frames_carry_the_mask_vector_whatever_was_heard():
         features(tiny(mask_time_prob=0.0), loud, mask_time=everything)
 
 
-def test_remat_changes_no_gradient():
-    static, state = nnx.split(tiny())
-
-    def gradient(remat: bool) -> Any:
-        def total(state: Any) -> Array:
-            model = nnx.merge(static, state)
-            return model.features(jnp.asarray(noise(1, 200)), jnp.array([200]), window=WINDOW, remat=remat).sum()
-
-        return jax.jit(jax.grad(total))(state)
-
-    for plain, again in zip(*map(jax.tree.leaves, (gradient(False), gradient(True))), strict=True):
-        np.testing.assert_allclose(plain, again, rtol=1e-4, atol=1e-4)
-
-
 def test_bfloat16_hears_faint_treble_over_loud_bass():
     # A bfloat16 number has 8 bits: the treble here, 60 dB below the bass, would drown in the waveform's rounding if the
     # first convolution did not run in float32. Its kernel is made to take differences, as a trained one's does.

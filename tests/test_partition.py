@@ -47,6 +47,8 @@ def mert() -> nnx.Module:
         ("LDNH", P(None, "fsdp", "tensor", None)),
         ("LNF", P(None, "tensor", None)),
         ("TIO", P(None, None, ("fsdp", "tensor"))),
+        ("LD", P(None, None)),
+        ("LNH", P(None, "tensor", None)),
         ("", P()),
     ],
 )

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SCRIPT = """
 import json
 import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding
+from flax import nnx
+from jax.sharding import AxisType
 from configs.base import Config, MeshConfig
 from conversion.load import load_tower
 from mlingo_jax.errors import UserError
@@ -25,45 +27,61 @@ def refusal(call):
     except UserError as error:
         return str(error)
 
+def share(params):
+    leaves = jax.tree.leaves(params)
+    return sum(x.addressable_shards[0].data.nbytes for x in leaves) / sum(x.nbytes for x in leaves)
+
 def losses(mesh):
     with jax.set_mesh(mesh):
-        llm = load_tower(FOLDER, kind="llama", dtype="float32", mesh=mesh)
+        llm = load_tower(LLM, kind="llama", dtype="float32", mesh=mesh)
         graph, adapter = new_adapter()
         step = compile_train_step(Networks(graph, llm.graphdef, None, False), config(), mesh)
         state, found = replicate(init_state(adapter, config()), mesh), []
-        for number in range(3):
+        for number in range(2):
             state, metrics = step(state, {"llm": llm.params}, put_batch(make_batch(number, rows=8), mesh))
             found.append(float(metrics["loss"]))
-        query = llm.params["layers"]["attention"]["query"]["kernel"]
         return {
             "losses": found,
             "compiles": step._cache_size(),
-            "parts": len({str(s.index) for s in query.addressable_shards}),
+            "share": share(llm.params),
             "adapter": state.adapter["projection"]["kernel"].sharding.is_fully_replicated,
         }
 
+def heard(mesh):
+    with jax.set_mesh(mesh):
+        mert, rng = load_tower(MERT, kind="mert", dtype="float32", mesh=mesh), np.random.default_rng(0)
+        clips = {"waveform": rng.normal(size=(8, 4000)), "lengths": rng.integers(3000, 4001, 8)}
+        listen = jax.jit(lambda params, clips: nnx.merge(mert.graphdef, nnx.State(params)).features(**clips, window=4))
+        return np.asarray(listen(mert.params, put_batch(clips, mesh))).tolist()
+
 one = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
 mesh = make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
-print(json.dumps({
-    "shape": dict(mesh.shape),
-    "one": losses(one),
-    "data": losses(make_mesh(MeshConfig())),
-    "all": losses(mesh),
-    "refusals": [
-        refusal(lambda: make_mesh(MeshConfig(fsdp=3))),
-        refusal(lambda: make_mesh(MeshConfig(data=3, tensor=2))),
-        refusal(lambda: check_batch(mesh, 6)),
-    ],
-}))
+meshes = [(8, 1, 1), (4, 2, 1), (1, 8, 1), (1, 1, 8)]
+with jax.set_mesh(mesh):
+    print(json.dumps({
+        "shape": dict(mesh.shape),
+        "one": losses(one),
+        "meshes": [losses(make_mesh(MeshConfig(*sizes))) for sizes in meshes] + [losses(mesh)],
+        "heard": [heard(one), heard(mesh)],
+        "refusals": [
+            refusal(lambda: make_mesh(MeshConfig(fsdp=3, data=-1))),
+            refusal(lambda: make_mesh(MeshConfig(data=3, tensor=2))),
+            refusal(lambda: check_batch(mesh, 6)),
+            refusal(lambda: load_tower(LLM, kind="llama", dtype="float32", mesh=ODD)),
+        ],
+    }))
 """
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict:
-    from tests.tiny import tiny_llama
+    from tests.tiny import tiny_llama, tiny_mert
 
-    folder = tiny_llama(tmp_path_factory.mktemp("llm"))
-    script = SCRIPT.replace("FOLDER", repr(str(folder)))
+    folder = tmp_path_factory.mktemp("towers")
+    llm = tiny_llama(folder / "llm", num_attention_heads=8, num_key_value_heads=8)
+    mert = tiny_mert(folder / "mert", num_attention_heads=8)
+    odd = 'jax.make_mesh((2, 3), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:6])'
+    script = SCRIPT.replace("LLM", repr(str(llm))).replace("MERT", repr(str(mert))).replace("ODD", odd)
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     root = Path(__file__).parents[1]
     done = subprocess.run(
@@ -74,20 +92,28 @@ def found(tmp_path_factory) -> dict:
 
 
 def test_every_mesh_gives_the_losses_of_one_device(found):
-    for name in ("data", "all"):
+    for mesh in found["meshes"]:
         # Sums over devices are taken in another order.
-        assert found[name]["losses"] == pytest.approx(found["one"]["losses"], rel=1e-5)
-        assert found[name]["compiles"] == 1
+        assert mesh["losses"] == pytest.approx(found["one"]["losses"], rel=1e-5)
+        assert mesh["compiles"] == 1
+
+
+def test_clips_sound_the_same_on_a_mesh(found):
+    # To 1e-5 of a feature's usual size, which is about one.
+    np.testing.assert_allclose(*found["heard"], rtol=1e-5, atol=1e-5)
 
 
 def test_towers_are_split_and_the_adapter_is_whole(found):
     assert found["shape"] == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert [found[name]["parts"] for name in ("one", "data", "all")] == [1, 1, 4]
-    assert all(found[name]["adapter"] for name in ("one", "data", "all"))
+    for mesh, parts in zip(found["meshes"], (1, 2, 8, 8, 4), strict=True):
+        assert mesh["share"] == pytest.approx(1 / parts, rel=0.05)
+        assert mesh["adapter"]
 
 
 def test_sizes_that_do_not_divide_are_named(found):
-    fsdp, data, batch = found["refusals"]
+    fsdp, data, batch, llm = found["refusals"]
     assert "fsdp 3 times tensor 1 does not make up the 8 devices" in fsdp
     assert "times data 3 does not make up the 8 devices" in data
     assert "config.batch_size is 6: must be a multiple of 4" in batch
+    expected = "8 heads over tensor 3, 8 key/value heads over tensor 3, a vocabulary of 320 tokens over tensor 3"
+    assert f"llm: cannot be split evenly: {expected}; change --config.mesh" in llm

@@ -6,7 +6,7 @@ segment 0 is padding. The reference for every number is transformers' LlamaForCa
 Qwen2ForCausalLM and Qwen3ForCausalLM.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from mlingo_jax.models.attention import attend
 from mlingo_jax.models.attributes import Attributes
 from mlingo_jax.models.layers import ACTIVATIONS, Projection, RMSNorm, normal, parameter
+from mlingo_jax.models.partition import GATHERED, IN_PLACE, constrain, gather
 from mlingo_jax.models.quantization import Quantization
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -54,6 +55,14 @@ HARMLESS = """
     transformers_version typical_p unsloth_* use_bfloat16 use_cache *_token_id
 """
 NO_WINDOW = np.iinfo(np.int32).max
+
+# What the backward pass finds of a layer beside its input: nothing, the products with weights, all. Never the weights:
+# a scan keeps what it keeps in copies, and those of all layers would be the model once more, and not in parts.
+REMAT: Mapping[str, Callable[..., Any]] = {
+    "layer": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
+}
 
 
 @dataclass(frozen=True)
@@ -255,6 +264,11 @@ def rotate(x: Float[Array, "B T N H"], turn: Float32[Array, "2 B T R"]) -> Float
     return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
 
 
+def vocabulary_logits(hidden: Float[Array, "*B D"], table: Float[Array, "V D"]) -> Float32[Array, "*B V"]:
+    """Each token's product with the hidden states, in the table's dtype, summed in float32."""
+    return jnp.einsum("...D,VD->...V", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32)
+
+
 class Attention(nnx.Module):
     """Grouped-query attention's projections, stacked over the layers."""
 
@@ -335,8 +349,9 @@ class Llama(nnx.Module):
         self.head = None if config.tied else initial(init=normal(rngs, config.width**-0.5))
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """The tokens' rows of the embedding table."""
-        return jnp.take(self.embedding[...], tokens, axis=0)
+        """The tokens' rows of the embedding table, which stays where it is: tokens and rows travel, not the table."""
+        tokens = constrain(tokens, "BT", IN_PLACE)
+        return constrain(jnp.take(self.embedding[...], tokens, axis=0), "BTD", IN_PLACE)
 
     def __call__(
         self,
@@ -344,29 +359,33 @@ class Llama(nnx.Module):
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"],
         *,
-        remat: bool = False,
+        remat: str = "none",
     ) -> Float[Array, "B T D"]:
         """The normed last hidden states of whole rows; those of padding have no meaning.
 
-        With `remat` a layer's activations are made again in the backward pass instead of being kept.
+        `remat` says which of a layer's activations the backward pass makes again: see `REMAT`.
         """
         graphdef, layers = nnx.split(self.layers)
         turn = rotation(self.config, positions)
 
         def step(x: Array, scanned: tuple[Any, Array]) -> tuple[Array, None]:
-            layer = nnx.merge(graphdef, scanned[0])
+            layer = nnx.merge(graphdef, gather(scanned[0]))
             mask = visible(positions, segments, positions, segments, scanned[1])
-            return layer.finish(x, attend(*layer.project(x, turn), mask)), None
+            return constrain(layer.finish(x, attend(*layer.project(x, turn), mask)), "BTD"), None
 
         # prevent_cse is for remat outside of a scan, and costs time inside.
-        step = jax.checkpoint(step, prevent_cse=False) if remat else step
-        x, _ = jax.lax.scan(step, embeddings.astype(self.embedding.dtype), (layers, self._windows()))
+        step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[remat])
+        x, _ = jax.lax.scan(step, constrain(embeddings.astype(self.embedding.dtype), "BTD"), (layers, self._windows()))
         return self.norm(x)
+
+    @property
+    def table(self) -> Float[Array, "V D"]:
+        """The vectors that hidden states are compared with; in a tied model the embedding."""
+        return (self.embedding if self.head is None else self.head)[...]
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float32[Array, "*B V"]:
         """Vocabulary logits of normed hidden states."""
-        table = (self.embedding if self.head is None else self.head)[...]
-        return jnp.einsum("...D,VD->...V", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32)
+        return vocabulary_logits(hidden, self.table)
 
     def init_cache(self, batch: int, size: int, dtype: DTypeLike) -> KVCache:
         """An empty cache of `size` slots for each of `batch` rows."""
@@ -400,13 +419,16 @@ class Llama(nnx.Module):
             (x, keys, values), (index, state, window) = carry, scanned
             layer = nnx.merge(graphdef, state)
             query, key, value = layer.project(x, turn)
+            query, key, value = constrain(query, "BTNH"), constrain(key, "BTKH"), constrain(value, "BTKH")
             keys = jax.lax.dynamic_update_slice(keys, key[None].astype(keys.dtype), (index, 0, start, 0, 0))
             values = jax.lax.dynamic_update_slice(values, value[None].astype(values.dtype), (index, 0, start, 0, 0))
             mask = visible(positions, segments, key_positions, key_segments, window)
             attended = attend(query, keys[index].astype(x.dtype), values[index].astype(x.dtype), mask)
-            return (layer.finish(x, attended), keys, values), None
+            x = constrain(layer.finish(x, attended), "BTD", IN_PLACE)
+            return (x, constrain(keys, "LBSKH"), constrain(values, "LBSKH")), None
 
-        carry = (embeddings.astype(self.embedding.dtype), cache.key, cache.value)
+        x = constrain(embeddings.astype(self.embedding.dtype), "BTD", IN_PLACE)
+        carry = (x, constrain(cache.key, "LBSKH"), constrain(cache.value, "LBSKH"))
         indices = jnp.arange(self.config.layers)
         (x, keys, values), _ = jax.lax.scan(step, carry, (indices, layers, self._windows()))
         return self.norm(x), KVCache(keys, values, key_positions)

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from mlingo_jax.models.attention import attend
 from mlingo_jax.models.attributes import Attributes
 from mlingo_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, normal, parameter
+from mlingo_jax.models.partition import constrain, gather
 
 Samples = TypeVar("Samples", bound=int | np.integer | np.ndarray | Array)
 
@@ -183,7 +184,7 @@ class ConvLayer(nnx.Module):
         """`frames` counts the output's valid frames."""
         # Accelerators round by default, the waveform too (see `Mert._frame_vectors`); for one channel, not to is free.
         precision = jax.lax.Precision.HIGHEST if x.shape[-1] == 1 else None
-        kernel = self.kernel[...].astype(x.dtype)
+        kernel = constrain(self.kernel[...], "TIO").astype(x.dtype)
         x = jax.lax.conv_general_dilated(
             x, kernel, (self.stride,), "VALID", dimension_numbers=("NTC", "TIO", "NTC"), precision=precision
         )
@@ -193,7 +194,7 @@ class ConvLayer(nnx.Module):
             x = self.norm(x, frames)
         elif self.norm is not None:
             x = self.norm(x)
-        return ACTIVATIONS[self.activation](x)
+        return constrain(ACTIVATIONS[self.activation](x), "BTC")
 
 
 class PositionConv(nnx.Module):
@@ -220,7 +221,7 @@ class PositionConv(nnx.Module):
 
     def kernel(self) -> Float32[Array, "T I O"]:
         """Each tap's direction scaled to the length that its gain gives."""
-        direction = self.direction[...].astype(jnp.float32)
+        direction = constrain(self.direction[...], "TIO").astype(jnp.float32)
         length = jnp.sqrt(jnp.square(direction).sum((1, 2), keepdims=True))
         return self.gain[...].astype(jnp.float32)[:, None, None] * direction / length
 
@@ -301,19 +302,17 @@ class Mert(nnx.Module):
         window: int,
         keep_states: bool = False,
         mask_time: Bool[Array, "B T"] | None = None,
-        remat: bool = False,
     ) -> Float32[Array, "B *S K D"]:
         """Music features: the mean over hidden states, then over windows of `window` valid frames.
 
         Each row's first `lengths` samples count. A row's last window may be shorter; windows behind it are 0.
         K = ceil(frames(N) / window). `keep_states` leaves out the mean over the S hidden states. `mask_time`
-        (SpecAugment) puts the learned mask vector in the place of these frames. `remat` recomputes each layer in the
-        backward pass.
+        (SpecAugment) puts the learned mask vector in the place of these frames.
         """
         frames = self.config.frames(lengths)
         # A state is pooled where it is made: S states of K windows are kept, never S states of T frames.
         pool = partial(_pool, frames=frames, window=window)
-        states = self._states(waveform, lengths, pool, mask_time, remat)
+        states = self._states(waveform, lengths, pool, mask_time)
         return jnp.moveaxis(states, 0, 1) if keep_states else states.mean(0)
 
     def hidden_states(self, waveform: Float[Array, "B N"], lengths: Int[Array, " B"]) -> Float[Array, "S B T D"]:
@@ -321,7 +320,7 @@ class Mert(nnx.Module):
 
         Frames past a row's own hold finite numbers without meaning.
         """
-        return self._states(waveform, lengths, lambda x: x, None, False)
+        return self._states(waveform, lengths, lambda x: x, None)
 
     def _states(
         self,
@@ -329,7 +328,6 @@ class Mert(nnx.Module):
         lengths: Int[Array, " B"],
         keep: Callable[[Array], Array],
         mask_time: Bool[Array, "B T"] | None,
-        remat: bool,
     ) -> Float[Array, "S ..."]:
         """`keep(hidden state)` of all hidden states."""
         x, frames = self._frame_vectors(waveform, lengths, mask_time)
@@ -340,9 +338,9 @@ class Mert(nnx.Module):
         static, stacked = nnx.split(self.layers)
 
         def step(x: Array, layer: Any) -> tuple[Array, Array]:
-            return nnx.merge(static, layer)(x, mask), keep(x)
+            return constrain(nnx.merge(static, gather(layer))(x, mask), "BTD"), keep(x)
 
-        x, states = jax.lax.scan(jax.checkpoint(step) if remat else step, x, stacked)
+        x, states = jax.lax.scan(step, x, stacked)
         if self.config.pre_norm:
             x = self.norm(x)
         return jnp.concatenate([states, keep(x)[None]])
@@ -353,13 +351,13 @@ class Mert(nnx.Module):
         """The transformer's input before positions, 0 past a row's frames, and the number of these."""
         # The first convolution runs in float32: its high-pass channels are what is left of the large low frequencies,
         # and its norm would blow a bfloat16 waveform's rounding up to full scale.
-        x, frames = waveform.astype(jnp.float32)[..., None], lengths
+        x, frames = constrain(waveform.astype(jnp.float32)[..., None], "BTI"), lengths
         for layer in self.conv_layers:
             frames = layer.frames(frames)
             x = layer(x, frames).astype(self.dtype)
         if self.feature_norm is not None:
             x = self.feature_norm(x)
-        x = self.feature_projection(x)
+        x = constrain(self.feature_projection(x), "BTD")
         if mask_time is not None:
             if self.masked_spec_embed is None:
                 raise ValueError("mask_time given, but this encoder has no masked_spec_embed")

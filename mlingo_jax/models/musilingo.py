@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama import Llama, vocabulary_logits
+from mlingo_jax.models.partition import constrain
 
 # A block of logits is [B, 64, V] in float32: for 32 rows of LLaMA's vocabulary 0.26 GB, not 1 GB as at L = 256.
 LOGITS_BLOCK = 64
@@ -34,7 +35,7 @@ def embed_rows(
 
 
 def token_log_probs(
-    llm: Llama, adapter: Adapter, batch: Mapping[str, Array], music: Float[Array, "B ..."], *, remat: bool = False
+    llm: Llama, adapter: Adapter, batch: Mapping[str, Array], music: Float[Array, "B ..."], *, remat: str = "none"
 ) -> Float[Array, "B L"]:
     """The log-probability of each row's token given all before it in its segment, in float32.
 
@@ -47,7 +48,7 @@ def token_log_probs(
 
 
 def answer_loss(
-    llm: Llama, adapter: Adapter, batch: Mapping[str, Array], music: Float[Array, "B ..."], *, remat: bool = False
+    llm: Llama, adapter: Adapter, batch: Mapping[str, Array], music: Float[Array, "B ..."], *, remat: str = "none"
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy summed over the answers' tokens, and the sum of their weights: (sum, weight), float32.
 
@@ -66,13 +67,16 @@ def _next_token_log_probs(llm: Llama, hidden: Float[Array, "B L E"], tokens: Int
     hidden = jnp.pad(hidden[:, :-1], ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, padding)))
 
+    # Here, not in the loop: on a mesh that keeps it in parts it is put together once, not for every block.
+    table = constrain(llm.table, "VD")
+
     def blocks(x: Array) -> Array:
         return jnp.moveaxis(x.reshape(batch, -1, LOGITS_BLOCK, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def score(_: None, block: tuple[Array, Array]) -> tuple[None, Array]:
         hidden, targets = block
-        logits = llm.logits(hidden)
+        logits = vocabulary_logits(hidden, table)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return None, chosen - jax.nn.logsumexp(logits, axis=-1)
 

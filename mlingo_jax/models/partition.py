@@ -1,21 +1,28 @@
-"""How the networks lie on a mesh of devices: two tables, from axes' letters to the mesh's axes.
+"""How the networks lie on a mesh of devices: tables from axes' letters to the mesh's axes.
 
 A mesh has the axes `data`, `fsdp` and `tensor`, or some of them. Letters are those of the modules that use them; one
-that no table names is never split.
+that a table does not name is not split. Parameters are kept by one table and used by another: between the two lies the
+gathering over `fsdp`, of one layer at a time.
 """
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from mlingo_jax.errors import UserError
 
+Table = Mapping[str, tuple[str, ...]]
+
 # How parameters are kept: heads, inner width and vocabulary over `tensor`, width over `fsdp`; the channels of
-# convolutions, which are gathered whole where they are used, over both.
-STORED: Mapping[str, tuple[str, ...]] = {
+# convolutions, which are gathered where they are used, over both.
+STORED: Table = {
     "N": ("tensor",),
     "K": ("tensor",),
     "F": ("tensor",),
@@ -23,6 +30,16 @@ STORED: Mapping[str, tuple[str, ...]] = {
     "D": ("fsdp",),
     "O": ("fsdp", "tensor"),
 }
+# Vectors that are kept whole: gathering them would cost a wait in every layer, and save nothing to speak of.
+WHOLE = ("D", "LD", "O")
+# How parameters and activations are computed with: rows over `data` and `fsdp`; heads, inner width and vocabulary over
+# `tensor`; the residual stream's width whole.
+USED: Table = {"B": ("data", "fsdp"), "N": ("tensor",), "K": ("tensor",), "F": ("tensor",), "V": ("tensor",)}
+# How activations come to parameters that stay where they are: to an embedding table, and in decoding to the layers, for
+# a few tokens are less to move than weights.
+IN_PLACE: Table = {"B": ("data",), "D": ("fsdp",)}
+
+GATHERED = "gathered"
 ROLES: Mapping[str, str] = {
     "N": "{} heads",
     "K": "{} key/value heads",
@@ -35,7 +52,7 @@ ROLES: Mapping[str, str] = {
 
 def partition(axes: str, mesh: Mesh | AbstractMesh) -> P:
     """How a parameter is kept on a mesh: each axis by its letter (`STORED`). See `check_divides`."""
-    return P(*(names[0] if len(names) == 1 else names or None for names in _splits(axes, mesh)))
+    return _spec(_kept(axes, mesh))
 
 
 def check_divides(model: nnx.Module, name: str, mesh: Mesh | AbstractMesh) -> None:
@@ -47,18 +64,56 @@ def check_divides(model: nnx.Module, name: str, mesh: Mesh | AbstractMesh) -> No
     problems: set[str] = set()
     for _, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         axes = parameter.get_metadata("axes")
-        for letter, size, names in zip(axes, parameter.shape, _splits(axes, mesh), strict=True):
-            if size % math.prod(mesh.shape[n] for n in names):
+        for letter, size, names in zip(axes, parameter.shape, _kept(axes, mesh), strict=True):
+            if size % _parts(names, mesh):
                 over = " x ".join(f"{n} {mesh.shape[n]}" for n in names)
                 problems.add(f"{ROLES[letter].format(size)} over {over}")
     if problems:
         raise UserError(f"{name}: cannot be split evenly: {', '.join(sorted(problems))}; change --config.mesh")
 
 
-def _splits(axes: str, mesh: Mesh | AbstractMesh) -> list[tuple[str, ...]]:
+def constrain(x: Array, axes: str, table: Table = USED) -> Array:
+    """An array of a computation, laid on the mesh in use (`jax.set_mesh`) by its axes' letters; as it is without one.
+
+    An axis that does not divide evenly, say the one row of a question, is whole on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    splits = zip(x.shape, _splits(axes, table, mesh), strict=True)
+    spec = _spec([names if size % _parts(names, mesh) == 0 else () for size, names in splits])
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def gather(layer: Any) -> Any:
+    """One layer's state, sliced from the stack, as its computation takes them: gathered over `fsdp`.
+
+    For the policies of `jax.checkpoint` each has the name GATHERED.
+    """
+
+    def whole(parameter: nnx.Variable) -> nnx.Variable:
+        value = constrain(parameter[...], parameter.get_metadata("axes").removeprefix("L"))
+        return parameter.replace(checkpoint_name(value, GATHERED))
+
+    return jax.tree.map(whole, layer, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+
+
+def _kept(axes: str, mesh: Mesh | AbstractMesh) -> list[tuple[str, ...]]:
+    return [()] * len(axes) if axes in WHOLE else _splits(axes, STORED, mesh)
+
+
+def _splits(axes: str, table: Table, mesh: Mesh | AbstractMesh) -> list[tuple[str, ...]]:
     """The mesh axes that split each axis. One is used once: of two axes that would go along it, the first does."""
     splits: list[tuple[str, ...]] = []
     for letter in axes:
         used = {name for names in splits for name in names}
-        splits.append(tuple(n for n in STORED.get(letter, ()) if n in mesh.shape and n not in used))
+        splits.append(tuple(n for n in table.get(letter, ()) if n in mesh.shape and n not in used))
     return splits
+
+
+def _spec(splits: list[tuple[str, ...]]) -> P:
+    return P(*(names[0] if len(names) == 1 else names or None for names in splits))
+
+
+def _parts(names: tuple[str, ...], mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[name] for name in names)

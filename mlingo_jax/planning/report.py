@@ -51,7 +51,7 @@ def describe_step(shapes: Shapes, costs: Costs, machine: Machine) -> list[str]:
     least = formula(*counts, frames=frames, tokens=tokens)
     again = formula(*counts, frames=frames, tokens=tokens, passes=6)
     terms = f"{'2 N_encoder frames + ' if frames else ''}4 N_llm tokens = {least / 1e12:.1f} T"
-    if config.llm.remat:
+    if config.llm.remat == "layer":
         terms += f", with activations computed again 6 N_llm: {again / 1e12:.1f} T"
     lines = [
         f"memory       {_memory(costs, machine)}",

@@ -1,0 +1,107 @@
+"""What devices send each other, read from compiled programs: the adapter's gradient, and one layer at a time."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlingo_jax.planning.program import Collective
+from tests.mesh_programs import ADAPTER, LAYER, LLAMA_CONFIG, MERT_CONFIG, PLACES, ROWS
+
+STATE = 12  # arrays in a TrainState: step, 2 of the adapter, 2 x 2 moments, 2 counts, 2 of the gradient, weight
+
+
+@pytest.fixture(scope="module", params=["cpu", "tpu"])
+def programs(request: pytest.FixtureRequest) -> dict[str, Any]:
+    if request.param == "tpu" and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("compiling for a TPU needs libtpu")
+    # No TPU is opened, so several processes may compile at once.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    command = [sys.executable, "-m", "tests.mesh_programs", request.param]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def of(programs: dict[str, Any], mesh: str, program: str) -> list[Collective]:
+    found = programs[mesh][program]["collectives"]
+    return [Collective(**{**c, "shapes": tuple(c["shapes"]), "loops": tuple(c["loops"])}) for c in found]
+
+
+def sent(found: list[Collective]) -> int:
+    return sum(c.bytes * (c.times or 0) for c in found)
+
+
+def test_pure_data_parallelism_sends_the_adapters_gradient_alone(programs):
+    found = of(programs, "8x1x1", "train")
+    assert {(c.kind, c.devices, c.times) for c in found} == {("all-reduce", 8, 1)}
+    # And with it two scalars: the loss sum and the number of answer tokens.
+    assert sent(found) == 4 * (ADAPTER + 2)
+
+
+def test_fsdp_gathers_one_layer_at_a_time_and_sends_no_activations(programs):
+    item = programs["item"]
+    found = of(programs, "1x8x1", "train")
+    layers = [c for c in found if c.loops]
+    assert {(c.kind, c.devices, c.loops) for c in layers} == {("all-gather", 8, (LLAMA_CONFIG.layers,))}
+    # Once forward and once backward, one matrix after the other.
+    assert sent(layers) == 2 * item * LAYER * LLAMA_CONFIG.layers
+    assert max(c.bytes for c in layers) <= item * LLAMA_CONFIG.width * LLAMA_CONFIG.inner
+    # Outside of the layers: the head once, the rows' tokens and their embeddings, the adapter's gradient.
+    head = item * LLAMA_CONFIG.vocabulary * LLAMA_CONFIG.width
+    tokens = 4 * ROWS * PLACES
+    embeddings = item * PLACES * LLAMA_CONFIG.width * ROWS // 8
+    rest = sorted((c.kind, c.bytes) for c in found if not c.loops)
+    expected = [
+        ("all-gather", head),
+        ("all-gather", tokens),
+        ("all-reduce", 4 * (ADAPTER + 2)),
+        ("all-to-all", embeddings),
+    ]
+    assert rest == sorted(expected)
+
+
+def test_on_all_axes_weights_are_gathered_over_fsdp_alone(programs):
+    item, half = programs["item"], LLAMA_CONFIG.width * LLAMA_CONFIG.inner // 2
+    found = of(programs, "2x2x2", "train")
+    gathers = [c for c in found if c.kind == "all-gather" and c.loops]
+    assert {c.devices for c in gathers} == {2}
+    assert sent(gathers) == 2 * item * LAYER * LLAMA_CONFIG.layers // 2
+    assert max(c.bytes for c in gathers) == item * half
+    # What heads and inner width share out is summed again: the residual stream of a device's own rows.
+    stream = item * ROWS // 4 * PLACES * LLAMA_CONFIG.width
+    sums = [c for c in found if c.loops == (LLAMA_CONFIG.layers,) and c.kind == "all-reduce"]
+    assert {c.bytes % stream for c in sums} == {0}
+    assert {c.devices for c in sums} == {2}
+
+
+def test_hearing_moves_no_frames_over_data_and_fsdp(programs):
+    item = programs["item"]
+    # For a CPU, XLA does not split the rows of a grouped convolution, the one before the layers.
+    stray = [c.kind for c in of(programs, "8x1x1", "hear")]
+    assert stray == ([] if item == 2 else ["all-gather"])
+    layers = [c for c in of(programs, "2x2x2", "hear") if c.loops]
+    weights = [c for c in layers if c.kind == "all-gather"]
+    kernels = 4 * MERT_CONFIG.width**2 + 2 * MERT_CONFIG.width * MERT_CONFIG.inner
+    assert sent(weights) == item * kernels * MERT_CONFIG.layers // 2
+    assert {(c.kind, c.devices) for c in layers if c.kind != "all-gather"} == {("all-reduce", 2)}
+
+
+def test_decoding_moves_no_weights(programs):
+    found = of(programs, "2x2x2", "decode")
+    # The smallest matrix on a device is a head's projection; a step's largest activation the logits.
+    matrix = programs["item"] * LLAMA_CONFIG.width * LLAMA_CONFIG.heads * LLAMA_CONFIG.head_width // 4
+    assert max(c.bytes for c in found) < matrix / 4
+    assert {c.kind for c in found} <= {"all-reduce", "reduce-scatter", "all-gather", "all-to-all"}
+    assert max(c.bytes for c in found if c.kind == "all-gather") <= 4 * ROWS * max(PLACES, LLAMA_CONFIG.width)
+
+
+def test_the_state_is_donated_and_the_towers_are_not(programs):
+    for mesh in ("8x1x1", "1x8x1", "2x2x2"):
+        assert programs[mesh]["train"]["donated"] == list(range(STATE))
