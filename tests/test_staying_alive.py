@@ -1,5 +1,7 @@
 """A run that is killed, stopped, moved elsewhere or fed with what is no number goes on as if nothing had been."""
 
+import gzip
+import json
 import os
 import re
 import shutil
@@ -15,8 +17,9 @@ import numpy as np
 import pytest
 
 from mlingo_jax.errors import Stopped, UserError
-from mlingo_jax.training.checkpoint import restore
+from mlingo_jax.training.checkpoint import load_run_adapter, restore
 from mlingo_jax.training.loop import train
+from mlingo_jax.training.profile import profiled_steps
 from mlingo_jax.training.record import read_metrics
 from mlingo_jax.training.stop import Stop
 from tests.tiny_run import ROOT, STEPS, as_config, command, make_corpus, quick_environment, settings
@@ -182,3 +185,48 @@ def test_steps_without_a_finite_loss_are_left_out_and_named_until_there_are_too_
     shown = capsys.readouterr().err
     assert f"step {skipped[0]['step']}: loss is nan" in shown
     assert f"{skipped[0]['examples'][0]} ({corpus / 'music.jsonl'}:" in shown
+
+
+def test_two_runs_with_one_seed_are_one(corpus, tmp_path):
+    """To the bit, random crops and all."""
+    values = {"steps": 4, "accumulate": 1, "data.hear_in_step": True, "data.crop_seconds": 1.0, "data.eval_most": 1}
+    for name in ("one", "two"):
+        train(as_config(settings(corpus, tmp_path / name) | values))
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_best_checkpoint_and_a_trace_of_some_steps(alone, corpus, tmp_path, capsys):
+    values = settings(corpus, tmp_path) | {
+        "steps": 4,
+        "accumulate": 1,
+        # Ever greater strides, away from where another run has led.
+        "adapter.start": alone,
+        "optim.lr": 5.0,
+        "optim.warmup_steps": 6,
+        "log.eval_every": 1,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 1,
+        "profile_steps": "2,3",
+    }
+    train(as_config(values))
+    losses = {r["step"]: r["eval_loss"] for r in read_metrics(tmp_path) if "eval_loss" in r}
+    best = min(losses, key=losses.__getitem__)
+    assert best < 4
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [str(best), "4"]
+    named = f"--adapter {tmp_path / 'checkpoints' / str(best)}"
+    assert f"the held-out loss was lowest after step {best}, {losses[best]:.4f}: {named}" in capsys.readouterr().err
+    assert not np.array_equal(*(load_run_adapter(s)[0]["projection"]["bias"] for s in (tmp_path, named.split()[1])))
+
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    with gzip.open(trace.parent / "perfetto_trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    assert {e["args"]["step_num"] for e in events if e.get("name") == "train"} == {"2", "3"}
+    train(as_config(values))
+    assert "profile_steps 2,3: not traced, for step 5 is the next" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["10", "5,3", "0,4", "a,b", "1,2,3", "-1,4"])
+def test_steps_to_trace_are_two_rising_numbers(text):
+    with pytest.raises(UserError, match="must be FIRST,LAST, two rising numbers"):
+        profiled_steps(text)

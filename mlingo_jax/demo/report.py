@@ -29,7 +29,10 @@ Answers = dict[str, list[str]]
 
 
 def report(config: Config, workdir: Path) -> dict[str, Any]:
-    """Asks about the held-out clips; writes report.json and report.md to the workdir, and shows the table."""
+    """Asks about the held-out clips; writes report.json and report.md to the workdir, and shows the table.
+
+    Of a run that had been finished and reported before, the time it took then stays.
+    """
     corpus = Path(config.data.manifest).parent
     clips = [clip for clip in read_clips(corpus) if clip.split == "eval"]
     answers = ask_all(config, workdir, [corpus / clip.audio for clip in clips])
@@ -37,7 +40,7 @@ def report(config: Config, workdir: Path) -> dict[str, Any]:
     values = {
         "held_out": held_out,
         "clips": len(clips),
-        "seconds": round(time.perf_counter() - _START, 1),
+        "seconds": _seconds(workdir / "report.json"),
         "seconds_to_make_materials": json.loads((corpus.parent / TIMES).read_text(encoding="utf-8")),
         "examples": [_example(i, corpus, clips, answers) for i in _spread(len(clips))],
         "settings": dataclasses.asdict(config),
@@ -82,6 +85,12 @@ def table(held_out: Mapping[str, Mapping[str, float]]) -> str:
         cells = (f"{100 * grades[column]:.1f} %" for column in ("accuracy", "shuffled", "chance"))
         lines.append("| {:<10} | {:>8} | {:>8} | {:>6} |".format(name, *cells))
     return "\n".join(lines)
+
+
+def _seconds(before: Path) -> float:
+    if before.exists():
+        return json.loads(before.read_text(encoding="utf-8"))["seconds"]
+    return round(time.perf_counter() - _START, 1)
 
 
 def _example(i: int, corpus: Path, clips: Sequence[Clip], answers: Answers) -> dict[str, Any]:

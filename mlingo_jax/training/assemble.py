@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from configs.base import Config
+from conversion.checksum import weights_checksum
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower, open_with_files
 from mlingo_jax.data.examples import Examples
 from mlingo_jax.data.mixture import Mixture
@@ -110,6 +111,7 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         config,
         mert={"folder": music.folder, "identity": music.identity},
         llm={"folder": lasting(config.llm.path), "identity": llm.identity},
+        adapter=weights_checksum(adapter),
         data=describe_data(surveyed, len(train), length),
     )
 

@@ -120,18 +120,24 @@ class Loop:
             UserError: more losses than `config.max_skipped_steps` were not finite.
             Stopped: a signal came.
         """
-        profiler = Profiler(Path(self._config.workdir) / "profile", profiled_steps(self._config.profile_steps))
-        with profiler:
-            self._run(saved, profiler)
+        first = saved.step + 1 if saved else 1
+        profiled = profiled_steps(self._config.profile_steps)
+        if profiled and profiled[-1] < first:
+            self._progress.say(f"profile_steps {self._config.profile_steps}: not traced, for step {first} is the next")
+        # Of several processes, which do the same, one is enough.
+        profiled = profiled if jax.process_index() == 0 else range(0)
+        with Profiler(Path(self._config.workdir) / "profile", profiled) as profiler:
+            self._run(first, saved, profiler)
         self._checkpoints.wait()
 
-    def _run(self, saved: Saved | None, profiler: Profiler) -> None:
+    def _run(self, first: int, saved: Saved | None, profiler: Profiler) -> None:
         config, frozen = self._config, self._assembly.frozen
         state, batches = self._begin(saved)
         # Fetched one step late: the host prepares and queues a step while the device computes the one before.
         waiting: tuple[int, Metrics, np.ndarray] | None = None
-        for step in range(saved.step + 1 if saved else 1, config.steps + 1):
-            rows = next(batches)
+        for step in range(first, config.steps + 1):
+            with self._progress.waiting():
+                rows = next(batches)
             batch = self._put(rows)
             with jax.transfer_guard_host_to_device("disallow"), profiler.step(step):
                 state, metrics = self._train_step(state, frozen, batch)

@@ -34,7 +34,8 @@ def learning_rate(step: Int[Array, ""] | int, settings: OptimConfig, steps: int)
 def adamw(settings: OptimConfig, *, steps: int, accumulate: int) -> optax.GradientTransformation:
     """AdamW with the learning rate of `learning_rate`, its gradient clipped first if the settings say so.
 
-    Of a run of `steps` micro-steps; its n-th update falls on micro-step (n + 1) * accumulate - 1.
+    Of a run of `steps` micro-steps; its n-th update falls on micro-step (n + 1) * accumulate - 1. An update that is
+    left out, for none of its micro-steps was finite, is not counted: the curve waits for it.
     """
 
     def rate(update: Any) -> Float[Array, ""]:

@@ -1,14 +1,20 @@
 """How a run is going, for whoever watches: a bar on a terminal, a plain line now and then elsewhere."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tqdm import tqdm
+
+# A run that waits for its data for less than this share of the time is not worth a word.
+STARVING = 0.05
 
 
 class Progress:
     """Shows loss, learning rate, examples and seconds of audio per second, and the time left. A context manager.
+
+    A run that is short of data says which share of the time it waits for them.
 
     Speed and time left are reckoned from steps alone; the first one, which compiles, is left out.
     """
@@ -18,24 +24,35 @@ class Progress:
         self._steps, self._batch_size, self._seconds = steps, batch_size, seconds
         self._print_every = print_every
         self._since: tuple[int, float] | None = None
+        self._waited = 0.0
         self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def speed(self, step: int) -> dict[str, float]:
-        """Examples and audio-seconds per second; empty before there are any to reckon from."""
+        """Examples and audio-seconds per second, share of waiting; empty before there are any to reckon from."""
         if self._since is None or step == self._since[0]:
             return {}
-        rate = (step - self._since[0]) * self._batch_size / (time.perf_counter() - self._since[1])
+        passed = time.perf_counter() - self._since[1]
+        rate = (step - self._since[0]) * self._batch_size / passed
         audio = {} if self._seconds is None else {"audio_seconds_per_second": rate * self._seconds}
-        return {"examples_per_second": rate, **audio}
+        return {"examples_per_second": rate, **audio, "waiting_share": self._waited / passed}
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """To be around what waits for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """After step number `step` (from 1) has been computed."""
         if self._since is None:
-            self._since = step, time.perf_counter()
+            self._since, self._waited = (step, time.perf_counter()), 0.0
         speed = self.speed(step)
         texts = [f"loss {metrics['loss']:.4f}", f"lr {metrics['learning_rate']:.2e}"]
         for name, unit in (("examples_per_second", "examples/s"), ("audio_seconds_per_second", "audio-s/s")):
             texts += [f"{speed[name]:.1f} {unit}"] if name in speed else []
+        if (share := speed.get("waiting_share", 0)) > STARVING:
+            texts.append(f"{share:.0%} waiting for data")
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(texts), refresh=False)
             self._bar.update(step - self._bar.n)

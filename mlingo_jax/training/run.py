@@ -1,9 +1,11 @@
 """What a run is: `config.json` (its settings) and `run.json` (what it was really made of). Another run is refused.
 
-run.json: mert and llm (folder or hub id, identity), window, prompt, data, seed, versions, git commit, devices.
+run.json: mert and llm (folder or hub id, identity), the checksum of the adapter before the first step, window, prompt,
+data (numbers, fingerprint), seed, versions, git commit, devices, and the compiler's flags of the environment.
 """
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +24,9 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.training.checkpoint import is_run, read_run
 from mlingo_jax.training.config import fields, to_json
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
+PACKAGES += ("soundfile", "soxr")
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # What a run must keep to be the same run; the rest of run.json is for the reader.
 ESSENTIAL = ("mert.identity", "llm.identity", "window", "prompt", "data", "seed")
 
@@ -42,12 +46,13 @@ def describe_data(surveyed: Survey, train: int, length: int) -> dict[str, Any]:
 
 
 def describe_run(
-    config: Config, mert: Mapping[str, Any], llm: Mapping[str, Any], data: Mapping[str, Any]
+    config: Config, mert: Mapping[str, Any], llm: Mapping[str, Any], adapter: str, data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`run.json` for a run with these towers ({"folder", "identity"} each) and this data."""
+    """`run.json` for a run with these towers ({"folder", "identity"} each), first adapter (a checksum) and data."""
     return {
         "mert": dict(mert),
         "llm": dict(llm),
+        "adapter": adapter,
         "window": config.mert.window,
         "prompt": prompt_settings(config).to_json(),
         "data": dict(data),
@@ -55,10 +60,12 @@ def describe_run(
         "versions": {
             "mlingo_jax": mlingo_jax.__version__,
             "python": platform.python_version(),
+            "backend": " ".join(jax.devices()[0].client.platform_version.split()),
             **{name: metadata.version(name) for name in PACKAGES},
         },
         "commit": _commit(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
     }
 
 
@@ -94,10 +101,10 @@ def check_run(workdir: Path, run: Mapping[str, Any], parts: tuple[str, ...] = ES
 
 
 def changes_since(workdir: Path, run: Mapping[str, Any]) -> list[str]:
-    """What differs from when the run began, of what changes losses by rounding alone: versions and devices."""
+    """What differs from when the run began, of what changes losses by rounding alone: versions, devices, flags."""
     before, now = dict(_flatten(read_run(workdir))), dict(_flatten(run))
-    names = [name for name in now if name.startswith(("versions", "devices", "commit"))]
-    return [f"{name} was {before.get(name)}, is {now[name]}" for name in names if before.get(name) != now[name]]
+    names = [name for name in {**before, **now} if name.startswith(("versions", "devices", "commit", "flags"))]
+    return [f"{n} was {before.get(n)}, is {now.get(n)}" for n in names if before.get(n) != now.get(n)]
 
 
 def write_run(workdir: Path, config: Config, run: Mapping[str, Any]) -> None:
