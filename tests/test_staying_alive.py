@@ -230,3 +230,18 @@ def test_the_best_checkpoint_and_a_trace_of_some_steps(alone, corpus, tmp_path, 
 def test_steps_to_trace_are_two_rising_numbers(text):
     with pytest.raises(UserError, match="must be FIRST,LAST, two rising numbers"):
         profiled_steps(text)
+
+
+def test_a_spike_names_its_clips(corpus, tmp_path, capsys):
+    """Nothing is learnt here: what stands out are the harder examples, by half a deviation."""
+    still = {"optim.lr": 0.0, "optim.min_lr": 0.0, "optim.warmup_lr": 0.0, "log.spike": 0.5, "steps": 40}
+    train(as_config(settings(corpus, tmp_path) | still))
+    records = read_metrics(tmp_path)
+    spikes = [r for r in records if "spike" in r]
+    assert spikes
+    first = spikes[0]
+    assert first["step"] > 20
+    loss = next(r["loss"] for r in records if r["step"] == first["step"])
+    clips = "; ".join(f"{clip} ({corpus / 'music.jsonl'}:{int(clip.split('.')[0]) + 1})" for clip in first["examples"])
+    told = f"step {first['step']}: the loss {loss:.4f} is {first['spike']} deviations above the recent ones: {clips}"
+    assert told in capsys.readouterr().err

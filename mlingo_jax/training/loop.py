@@ -203,7 +203,7 @@ class Loop:
         clips = named([f"{e.clip} ({e.where})" for e in examples])
         if "spike" in remark:
             above = f"{values['loss']:.4f} is {remark['spike']} deviations above the recent ones"
-            self._progress.say(f"step {step}: the loss {above}: {named}")
+            self._progress.say(f"step {step}: the loss {above}: {clips}")
             return
         self._progress.say(f"step {step}: {remark['skipped']}, so the step is not applied: {clips}")
         skipped = self._watch.skipped
