@@ -20,6 +20,8 @@ _FREE = re.compile(
 )
 _CONTROL = ("while", "conditional", "call", "async-start")
 _SLICES = ("dynamic-slice", "slice", "gather")
+# Of these no more is made, inside of a fusion, than is asked for.
+_LAZY = ("bitcast", "convert", "copy", "reshape", "transpose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class _Traffic:
         if one.kind == "fusion":
             fused = self._parsed[inner[0]]
             read = sum(
-                min(_size(scope, operand), self._read(fused, _parameter(fused, place)))
+                round(_size(scope, operand) * self._share(fused, _parameter(fused, place)))
                 for place, operand in enumerate(one.operands)
             )
             root = next(i for i in fused.values() if i.root)
@@ -71,23 +73,23 @@ class _Traffic:
             return 2 * _size(scope, one.operands[1])
         return _memory(one.type) + sum(_size(scope, operand) for operand in one.operands)
 
-    def _read(self, fused: dict[str, _Instruction], name: str) -> int:
-        """What of a value the instructions of a fusion read, at most."""
-        total = 0
+    def _share(self, fused: dict[str, _Instruction], name: str, wanted: float = 1.0) -> float:
+        """How much of a value a fusion reads, at most, to make the `wanted` share of its result."""
+        value, share = fused[name], wanted if fused[name].root else 0.0
         for one in fused.values():
             for place, operand in enumerate(one.operands):
                 if operand != name:
                     continue
                 if one.kind in _SLICES and place == 0:
-                    total += _plain(one.type)
-                elif one.kind == "bitcast":
-                    total += self._read(fused, one.name)
+                    share += _plain(one.type) / max(_plain(value.type), 1)
+                elif one.kind in _LAZY:
+                    share += self._share(fused, one.name, wanted)
                 elif one.kind == "fusion":
                     inner = self._parsed[next(iter(called(one.line)))]
-                    total += self._read(inner, _parameter(inner, place))
+                    share += self._share(inner, _parameter(inner, place), self._share(fused, one.name, wanted))
                 elif one.kind != "dynamic-update-slice" or place:
-                    return _plain(fused[name].type)
-        return total
+                    return 1.0
+        return min(share, 1.0)
 
     def _written(self, fused: dict[str, _Instruction], root: _Instruction) -> int:
         """What a fusion's result writes."""
