@@ -69,10 +69,11 @@ def load_tower(
         UserError: see `open_with_files`; or a size of the tower does not divide over the mesh.
     """
     tower, files = open_with_files(source, kind)
-    dtype, model, integer = jnp.dtype(dtype), tower.model, INTEGERS.get(quantization)
-    if integer is not None:
-        make = partial(tower.kind.model, tower.config, dtype=dtype, quantization=quantization)
-        model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    dtype, integer = jnp.dtype(dtype), INTEGERS.get(quantization)
+    make = partial(tower.kind.model, tower.config, dtype=dtype)
+    make = make if integer is None else partial(make, quantization=quantization)
+    # Not the opened tower's network, which is a float32 one: an encoder computes in the dtype that it was made with.
+    model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
     if mesh is not None:
         check_divides(model, str(source), mesh)
     params = _place(tower, model, dtype, integer, mesh)

@@ -17,7 +17,7 @@ class DoesNotFit(Exception):
     """A program needs more memory than the device that it is compiled for has: bytes `needed` of those `available`."""
 
     def __init__(self, needed: float, available: float):
-        super().__init__(f"needs {needed / 2**30:.1f} of {available / 2**30:.1f} GiB")
+        super().__init__(f"needs {needed / 2**30:.2f} of {available / 2**30:.2f} GiB")
         self.needed, self.available = needed, available
 
 
@@ -53,7 +53,7 @@ class Costs:
 def sent_bytes(one: Collective) -> float:
     """Bytes that each device of a ring sends for one collective: (n - 1) / n of it, twice that to all-reduce."""
     if one.kind.startswith("collective"):
-        return one.bytes
+        return float(one.bytes)
     return one.bytes * (one.devices - 1) / one.devices * (2 if one.kind == "all-reduce" else 1)
 
 
@@ -66,7 +66,9 @@ def compile_costs(traced: Traced) -> Costs:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        raise _read_error(error) from error
+        if (found := out_of_memory(str(error))) is None:
+            raise
+        raise found from error
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None
     assert text is not None
@@ -80,12 +82,12 @@ def compile_costs(traced: Traced) -> Costs:
     )
 
 
-def _read_error(error: Exception) -> Exception:
-    text = str(error)
-    sizes = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", text) or re.search(
-        r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", text
+def out_of_memory(message: str) -> DoesNotFit | None:
+    """What a TPU compiler's error says of memory, if that is what it is about."""
+    sizes = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", message) or re.search(
+        r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message
     )
-    if "RESOURCE_EXHAUSTED" not in text or not sizes:
-        return error
+    if "RESOURCE_EXHAUSTED" not in message or not sizes:
+        return None
     needed, unit, available, other = sizes.groups()
     return DoesNotFit(float(needed) * _UNITS[unit], float(available) * _UNITS[other])

@@ -18,7 +18,7 @@ def describe_machine(machine: Machine, target: Machine) -> list[str]:
     lines = [f"machine      {machine.name}, {machine.devices} devices"]
     if kind:
         lines[0] += (
-            f" of {kind.memory / GIB:.1f} GiB, {kind.flops / 1e12:.0f} TFLOP/s in bfloat16, memory at "
+            f" of {kind.memory / GIB:.2f} GiB, {kind.flops / 1e12:.0f} TFLOP/s in bfloat16, memory at "
             f"{kind.bandwidth / 1e9:,.0f} GB/s, links at {kind.link / 1e9:.0f} GB/s"
         )
     if target != machine:

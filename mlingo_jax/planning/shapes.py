@@ -109,7 +109,7 @@ def weight_bytes(shapes: Shapes, mesh: Mesh) -> int:
     check_divides(llm, "the language model", mesh)
     if shapes.config.data.hear_in_step:
         check_divides(encoder, "the encoder", mesh)
-    trees = [_split(llm, mesh)[1], *([_split(encoder, mesh)[1]] if shapes.config.data.hear_in_step else [])]
+    trees = [split(llm, mesh)[1], *([split(encoder, mesh)[1]] if shapes.config.data.hear_in_step else [])]
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(trees)
@@ -120,14 +120,14 @@ def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
     """The run's train step on a mesh: traced, ready to be lowered and compiled."""
     config = shapes.config
     mert, llm, adapter = networks(shapes)
-    graph, params = _split(adapter, mesh)
+    graph, params = split(adapter, mesh)
     state = _whole(jax.eval_shape(partial(init_state, config=config), params), mesh)
-    llm_graph, llm_params = _split(llm, mesh)
+    llm_graph, llm_params = split(llm, mesh)
     frozen = {"llm": llm_params}
     batch = text_batch(config.batch_size, shapes.length, mesh)
     rows = partial(_rows, config.batch_size, mesh)
     if config.data.hear_in_step:
-        mert_graph, frozen["mert"] = _split(mert, mesh)
+        mert_graph, frozen["mert"] = split(mert, mesh)
         batch |= {"waveform": rows((shapes.samples,), jnp.float32), "waveform_length": rows((), jnp.int32)}
     else:
         mert_graph = None
@@ -141,7 +141,7 @@ def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
 
 def trace_hearing(shapes: Shapes, mesh: Mesh, clips: int) -> Traced:
     """Hearing that many clips at once, as the feature cache is filled."""
-    graph, params = _split(networks(shapes)[0], mesh)
+    graph, params = split(networks(shapes)[0], mesh)
     window, keep = shapes.config.mert.window, shapes.config.adapter.learn_states
 
     def hear(params: Any, waveform: Any, lengths: Any) -> Any:
@@ -155,7 +155,7 @@ def trace_hearing(shapes: Shapes, mesh: Mesh, clips: int) -> Traced:
 def trace_answering(shapes: Shapes, mesh: Mesh, rows: int, tokens: int) -> tuple[Traced, Traced]:
     """Answering `rows` questions at once with up to `tokens` tokens: reading the prompts, and the loop over tokens."""
     llm = networks(shapes)[1]
-    graph, params = _split(llm, mesh)
+    graph, params = split(llm, mesh)
     whole = partial(_array, mesh, P())
     prompt = (
         whole((rows, shapes.places, shapes.llm.width), jnp.dtype(shapes.config.llm.dtype)),
@@ -181,7 +181,7 @@ def text_batch(batch: int, length: int, mesh: Mesh) -> dict[str, ShapeDtypeStruc
     return {name: _rows(batch, mesh, (length,), dtype) for name, dtype in fields.items()}
 
 
-def _split(model: nnx.Module, mesh: Mesh) -> tuple[Any, Any]:
+def split(model: nnx.Module, mesh: Mesh) -> tuple[Any, Any]:
     """An abstract network's graphdef, and its parameters' shapes with where each lies on the mesh."""
     graph, state = nnx.split(model, nnx.Param)
     params = {
