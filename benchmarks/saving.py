@@ -11,6 +11,7 @@ The copy here is one within the host's memory; from an accelerator it takes its 
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -36,17 +37,18 @@ def main() -> None:
         alone, _, _ = run(Path(folder) / "none", arguments.steps, arguments.step_seconds, every=0)
         whole, held, beside = run(Path(folder) / "some", arguments.steps, arguments.step_seconds, arguments.every)
     print(f"state {size / 1e6:.0f} MB; {len(held)} checkpoints in {arguments.steps} steps of {1e3 * alone:.1f} ms")
-    print(f"held up {1e3 * sum(held) / len(held):.1f} ms a checkpoint (most {1e3 * max(held):.1f})")
-    print(f"written in {sum(beside) / len(beside):.2f} s beside the steps")
+    middle, ends = statistics.median(held), f"least {1e3 * min(held):.1f}, most {1e3 * max(held):.1f}"
+    print(f"held up {1e3 * middle:.1f} ms a checkpoint, the median ({ends})")
+    print(f"written in {beside:.2f} s beside the steps")
     for every in (arguments.every, 1000):
-        print(f"every {every:>5} steps: {sum(held) / len(held) / (every * alone):.3%} of the step")
+        print(f"every {every:>5} steps: {middle / (every * alone):.3%} of the step")
     print(f"measured as a whole: {whole / alone - 1:.3%}")
 
 
-def run(folder: Path, steps: int, step_seconds: float, every: int) -> tuple[float, list[float], list[float]]:
-    """Seconds per step, saving and waiting at the end included; those that each checkpoint held up, and took beside."""
+def run(folder: Path, steps: int, step_seconds: float, every: int) -> tuple[float, list[float], float]:
+    """Seconds per step, saving included; those that each checkpoint held the steps up; those that writing one takes."""
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
-    state, held, beside = step(first_state()), [], []
+    state, held, beside = step(first_state()), [], 0.0
     with Checkpoints(folder, keep=3) as checkpoints:
         jax.block_until_ready(state)
         begin = time.perf_counter()
@@ -65,7 +67,7 @@ def run(folder: Path, steps: int, step_seconds: float, every: int) -> tuple[floa
             began = time.perf_counter()
             checkpoints.save(Saved(steps + 1, *split(state), {}), {})
             checkpoints.wait()
-            beside.append(time.perf_counter() - began)
+            beside = time.perf_counter() - began
     return seconds / steps, held, beside
 
 
