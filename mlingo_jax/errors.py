@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -27,7 +28,7 @@ def run_door(main: Callable[[], int | None]) -> NoReturn:
     """
     sys.unraisablehook = _interrupt_again
     try:
-        code = main()
+        sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
@@ -37,6 +38,14 @@ def run_door(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if "jax" in sys.modules:
+        # Late: that module needs this one, and loads JAX.
+        from mlingo_jax.processes import leave
+
+        leave(code)
     sys.exit(code)
 
 

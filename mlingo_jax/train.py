@@ -28,8 +28,10 @@ def main() -> None:
 
 def _run(config: Config) -> None:
     # Imported late: --help and mistakes on the command line need none of the numerical libraries.
+    from mlingo_jax.processes import is_first, join, once
     from mlingo_jax.training.loop import train
 
+    join()
     if config.data.datasets:
         from mlingo_jax.training.missing import require_all
 
@@ -37,7 +39,8 @@ def _run(config: Config) -> None:
     if config.dry_run:
         from mlingo_jax.training.dry_run import dry_run
 
-        print(dry_run(config))
+        if is_first():
+            print(dry_run(config))
         return
     if config.demo is None:
         train(config)
@@ -46,7 +49,7 @@ def _run(config: Config) -> None:
 
     demo.prepare(config)
     train(config)
-    demo.report(config, Path(config.workdir))
+    once("the demo's report", lambda: demo.report(config, Path(config.workdir)))
 
 
 if __name__ == "__main__":

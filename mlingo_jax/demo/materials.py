@@ -18,6 +18,7 @@ from conversion.folders import new_target
 from mlingo_jax.demo.corpus import read_clips, write_corpus
 from mlingo_jax.demo.encoder import make_encoder
 from mlingo_jax.demo.language_model import make_language_model
+from mlingo_jax.processes import once
 from mlingo_jax.training.run import prompt_settings
 
 TIMES = "seconds.json"
@@ -29,15 +30,19 @@ def prepare(config: Config) -> None:
     The folder is named after all that it depends on, and appears when everything in it is whole.
     """
     folder = materials_folder(config)
-    if folder.is_dir():
-        _say(f"the demo's clips and towers are there already: {folder}")
-    else:
-        _say(f"making the demo's clips and towers, once: {folder}")
-        with new_target(folder, folder=True) as partial:
-            _make(partial, config)
+    once("the demo's materials", lambda: _make_unless_there(folder, config))
     config.data.manifest = str(folder / "corpus" / "manifest.jsonl")
     config.mert.path = str(folder / "mert")
     config.llm.path = str(folder / "llm")
+
+
+def _make_unless_there(folder: Path, config: Config) -> None:
+    if folder.is_dir():
+        _say(f"the demo's clips and towers are there already: {folder}")
+        return
+    _say(f"making the demo's clips and towers, once: {folder}")
+    with new_target(folder, folder=True) as partial:
+        _make(partial, config)
 
 
 def materials_folder(config: Config) -> Path:

@@ -29,7 +29,7 @@ from mlingo_jax.training.examples import read_examples
 from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, open_music
 from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
-from mlingo_jax.training.sharding import check_batch
+from mlingo_jax.training.sharding import check_batch, reading_share
 from mlingo_jax.training.step import Networks
 
 
@@ -115,8 +115,9 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         data=describe_data(surveyed, len(train), length),
     )
 
-    rows = {"batch": config.batch_size // jax.process_count()}
-    place = {"process": jax.process_index(), "processes": jax.process_count()}
+    process, processes = reading_share(mesh)
+    rows = {"batch": config.batch_size // processes}
+    place = {"process": process, "processes": processes}
     return Assembly(
         networks=networks,
         frozen=frozen,

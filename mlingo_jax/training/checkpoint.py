@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from conversion.folders import CHECKPOINTS, RUN, run_of
 from mlingo_jax.errors import UserError
+from mlingo_jax.processes import is_first
 
 SUMS = "SHA256SUMS"
 HELD_OUT = "eval_loss"
@@ -55,7 +56,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[int, Future[None]] | None = None
         # Left by a kill. Orbax would remove them too, but in the background: a full disk has to be free at once.
-        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*") if is_first() else ():
             shutil.rmtree(unfinished)
         policies = ocp.training.preservation_policies
         lowest = policies.BestN(
@@ -201,8 +202,12 @@ def _steps(folder: Path) -> list[int]:
 
 def _read(folder: Path) -> Saved:
     _check_sums(folder)
-    items = ocp.load_checkpointables(str(folder))
-    metadata = ocp.checkpointables_metadata(str(folder)).custom_metadata
+    # Each process reads by itself: else Orbax waits for all to read at the same time.
+    process = jax.process_index()
+    own = ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
+    with ocp.Context(multiprocessing_options=own):
+        items = ocp.load_checkpointables(str(folder))
+        metadata = ocp.checkpointables_metadata(str(folder)).custom_metadata
     states: dict[str, Any] = metadata if isinstance(metadata, dict) else {}
     if not isinstance(states.get("data"), dict):
         raise ValueError("its metadata cannot be read")
@@ -220,7 +225,7 @@ def _files(folder: Path) -> list[Path]:
 def _finish(response: Any, folder: Path) -> None:
     # Any: Orbax's AsyncResponse is a protocol that cannot be checked at run time.
     response.result()
-    if jax.process_index() == 0:
+    if is_first():
         _write_sums(folder)
 
 

@@ -22,6 +22,7 @@ from mlingo_jax.data.lock import alone
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.unheard import Unheard, named
 from mlingo_jax.errors import Stopped, UserError
+from mlingo_jax.processes import gather, is_first
 from mlingo_jax.training.assemble import Assembly, assemble, overview
 from mlingo_jax.training.checkpoint import CHECKPOINTS, Checkpoints, Saved, restore, to_host
 from mlingo_jax.training.optim import named_moments, with_moments
@@ -59,13 +60,14 @@ def train(config: Config) -> None:
 def _alone(workdir: Path) -> AbstractContextManager[None]:
     """The run's folder for this process alone; of the processes of one run, the first one speaks for all."""
     busy = f"{workdir}: another process is training in it; wait for it, or choose another --config.workdir"
-    return alone(workdir / ".lock", busy) if jax.process_index() == 0 else nullcontext()
+    return alone(workdir / ".lock", busy) if is_first() else nullcontext()
 
 
 def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> None:
     check_run(workdir, assembly.run)
-    write_run(workdir, config, assembly.run)
-    saved = restore(workdir, remove_damaged=True)
+    if is_first():
+        write_run(workdir, config, assembly.run)
+    saved = _restore(workdir)
     first = saved.step if saved else 0
     examples = config.batch_size * assembly.row_examples
     with (
@@ -84,13 +86,26 @@ def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> Non
         Loop(config, assembly, mesh, record, progress, checkpoints, stop).run(saved)
     sums = prove_frozen(assembly)
     progress.say(f"the frozen towers are unchanged: {', '.join(f'{n} {s[:16]}' for n, s in sums.items())}")
-    progress.say(f"losses: {plot_losses(workdir)}")
-    if best := best_evaluation(workdir):
-        progress.say(best)
+    if is_first():
+        progress.say(f"losses: {plot_losses(workdir)}")
+        if best := best_evaluation(workdir):
+            progress.say(best)
     if config.demo is None:
         progress.say(
             f"ask it: python -m mlingo_jax.caption FILES --adapter {workdir} --question … --output answers.jsonl"
         )
+
+
+def _restore(workdir: Path) -> Saved | None:
+    """The last good checkpoint, the same on all processes."""
+    saved = restore(workdir, remove_damaged=is_first())
+    steps = gather(saved.step if saved else 0)
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"{workdir}: the processes find its last checkpoint after different steps: {', '.join(map(str, steps))}; "
+            "it must be one folder that all of them share"
+        )
+    return saved
 
 
 class Loop:
@@ -108,7 +123,7 @@ class Loop:
     ):
         self._config, self._assembly, self._mesh = config, assembly, mesh
         self._record, self._progress, self._checkpoints = record, progress, checkpoints
-        self._unheard = Unheard(assembly.clips, config.data.max_bad_fraction, progress.say)
+        self._unheard = Unheard(assembly.clips, config.data.max_bad_fraction, progress.warn)
         self._stop = stop
         self._train_step = compile_train_step(assembly.networks, config, mesh)
         self._eval_step = compile_eval_step(assembly.networks, config, mesh)

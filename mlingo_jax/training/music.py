@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from configs.base import Config
@@ -25,7 +26,9 @@ from mlingo_jax.data.pipeline import CachedMusic, HeardMusic
 from mlingo_jax.data.rows import Music
 from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.errors import UserError
+from mlingo_jax.processes import from_first, is_first
 from mlingo_jax.training.run import check_run
+from mlingo_jax.training.sharding import local_mesh
 
 ENCODER = "encoder.json"
 
@@ -159,9 +162,15 @@ def _heard_before(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> Run
     folder = cache_folder(config)
     cache, unheard = _complete_cache(config, clips), {}
     if cache is None:
-        tower = load_encoder(config, mesh)
-        check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
-        cache, unheard = hear_clips(config, clips, tower, mesh)
+        # The first process hears, on its own devices; the others wait for what could not be heard.
+        if is_first():
+            own = local_mesh()
+            with jax.set_mesh(own):
+                tower = load_encoder(config, own)
+                check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
+                _, unheard = hear_clips(config, clips, tower, own)
+        unheard = from_first(unheard)
+        cache = FeatureCache(folder)
     music = CachedMusic(cache, clips.keys() - unheard.keys())
     states = music.shape[0] if config.adapter.learn_states else None
     path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from tqdm import tqdm
 
+from mlingo_jax.processes import is_first
+
 # A run that waits for its data for less than this share of the time is not worth a word.
 STARVING = 0.05
 
@@ -14,7 +16,8 @@ STARVING = 0.05
 class Progress:
     """Shows loss, learning rate, examples and seconds of audio per second, and the time left. A context manager.
 
-    A run that is short of data says which share of the time it waits for them.
+    A run that is short of data says which share of the time it waits for them. Of several processes only the first
+    shows anything.
 
     Speed and time left are reckoned from steps alone; the first one, which compiles, is left out.
     """
@@ -25,7 +28,9 @@ class Progress:
         self._print_every = print_every
         self._since: tuple[int, float] | None = None
         self._waited = 0.0
-        self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._shows = is_first()
+        terminal = self._shows and sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True) if terminal else None
 
     def speed(self, step: int) -> dict[str, float]:
         """Examples and audio-seconds per second, share of waiting; empty before there are any to reckon from."""
@@ -47,6 +52,8 @@ class Progress:
         """After step number `step` (from 1) has been computed."""
         if self._since is None:
             self._since, self._waited = (step, time.perf_counter()), 0.0
+        if not self._shows:
+            return
         speed = self.speed(step)
         texts = [f"loss {metrics['loss']:.4f}", f"lr {metrics['learning_rate']:.2e}"]
         for name, unit in (("examples_per_second", "examples/s"), ("audio_seconds_per_second", "audio-s/s")):
@@ -67,10 +74,17 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""
-        if self._bar is None:
-            print(text, file=sys.stderr, flush=True)
-        else:
+        if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
+        elif self._shows:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """What this process alone may have met, so that it is said by whichever one meets it."""
+        if self._shows:
+            self.say(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self

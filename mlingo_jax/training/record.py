@@ -16,19 +16,26 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from mlingo_jax.processes import is_first
+
 FILE = "metrics.jsonl"
 
 
 class Record:
     """Appends to a run's metrics.jsonl and TensorBoard files, going on after step `after`. A context manager.
 
-    evaluated: the last step after which there was an evaluation when it was opened; 0 for none.
+    evaluated: the last step after which there was an evaluation when it was opened; 0 for none. Of several processes
+    all know it, and only the first one writes.
     """
 
     def __init__(self, workdir: Path, *, after: int):
         path = workdir / FILE
-        kept = _forget(path, after)
+        kept = [record for record in read_metrics(workdir) if record["step"] <= after]
         self.evaluated = max((record["step"] for record in kept if "eval_loss" in record), default=0)
+        self._writes = is_first()
+        if not self._writes:
+            return
+        _rewrite(path, kept)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=after + 1)
 
@@ -39,17 +46,21 @@ class Record:
 
     def remark(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of JSON values, to metrics.jsonl alone."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **values}, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
     def board(self, step: int, metrics: Mapping[str, float]) -> None:
         """To TensorBoard alone: for what depends on the clock."""
-        for name, value in metrics.items():
+        for name, value in metrics.items() if self._writes else ():
             if math.isfinite(value):
                 self._board.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Makes sure that what was written is on the disk."""
+        if not self._writes:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._board.flush()
@@ -58,8 +69,9 @@ class Record:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
@@ -74,13 +86,11 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _forget(path: Path, after: int) -> list[dict[str, Any]]:
-    """Drops the records of later steps: they will come again. Gives those that stay."""
-    kept = [record for record in read_metrics(path.parent) if record["step"] <= after]
+def _rewrite(path: Path, kept: list[dict[str, Any]]) -> None:
+    """Drops the records of later steps: they will come again."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    return kept

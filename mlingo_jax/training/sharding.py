@@ -46,9 +46,35 @@ def make_mesh(settings: MeshConfig, devices: Sequence[Any] | None = None) -> Mes
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def local_mesh() -> Mesh:
+    """A mesh of this process's devices alone, the batch split over all of them."""
+    return make_mesh(MeshConfig(), jax.local_devices())
+
+
 def batch_shards(mesh: Mesh) -> int:
     """How many parts a batch is split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def reading_share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of each batch this process reads, and into how many it is dealt.
+
+    Processes whose devices hold the same rows, for `tensor` goes across them, read the same share.
+
+    Raises:
+        UserError: the processes' devices hold rows that are neither the same nor different ones.
+    """
+    held: dict[int, set[int]] = {}
+    for part, devices in enumerate(mesh.devices.reshape(batch_shards(mesh), -1)):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(part)
+    shares = sorted({tuple(sorted(parts)) for parts in held.values()})
+    if sum(map(len, shares)) != batch_shards(mesh):
+        raise UserError(
+            f"mesh: fsdp {mesh.shape['fsdp']} and tensor {mesh.shape['tensor']} cut across the {len(held)} processes' "
+            "devices, so that batches cannot be dealt out to them; change --config.mesh"
+        )
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:

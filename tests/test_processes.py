@@ -1,0 +1,184 @@
+"""Several processes for real: the demo's model in miniature on two of them, one killed; what joins, and what cannot."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlingo_jax.errors import UserError
+from mlingo_jax.processes import Job, find_job
+from mlingo_jax.training.checkpoint import load_run_adapter
+from mlingo_jax.training.record import read_metrics
+
+ROOT = Path(__file__).parents[1]
+LOCAL = ROOT / "launch" / "local.sh"
+STEPS, SAVED = 24, 8
+MINIATURE = {
+    "demo.seconds": 3.0,
+    "demo.train_takes": 1,
+    "demo.held_out_takes": 1,
+    "demo.instruments": 2,
+    "demo.llm_steps": 2,
+    "steps": STEPS,
+    "batch_size": 8,
+    "checkpoint.every": SAVED,
+    "log.eval_every": 12,
+    "log.print_every": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Programs are compiled lightly and kept for the next start: most of a tiny run is compiling."""
+    kept = {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "MLINGO_HEARTBEAT_SECONDS": "10",
+    }
+    return {**os.environ, **kept}
+
+
+def train(folder: Path, name: str) -> list[str]:
+    settings = {**MINIATURE, "workdir": folder / name, "demo.materials": folder / "materials"}
+    return ["mlingo_jax.train", "--config=demo", *(f"--config.{key}={value}" for key, value in settings.items())]
+
+
+@pytest.fixture(scope="module")
+def two(environment, tmp_path_factory) -> tuple[Path, str, str]:
+    """The demo on two processes of four devices, one killed after its first checkpoint, and begun again: what is shown."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [LOCAL, "2", *train(folder, "two")]
+    checkpoint = folder / "two" / "checkpoints" / str(SAVED)
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as launcher:
+        deadline = time.monotonic() + 300
+        while not checkpoint.is_dir():
+            assert launcher.poll() is None, launcher.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process_of(launcher.pid, number=1), signal.SIGKILL)
+        killed = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode != 0
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return folder, killed, finished.stderr
+
+
+def process_of(launcher: int, number: int) -> int:
+    """The id of the Python process with this number under a launcher."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"\0JAX_PROCESS_ID={number}\0" in "\0" + path.read_text():
+                return int(path.parent.name)
+    raise AssertionError(f"no process {number} under {launcher}")
+
+
+def test_a_death_ends_all_with_an_error(two):
+    _, killed, _ = two
+    assert "process 1 of 2 ended with status 137" in killed
+    assert "process 0 of 2 ended" not in killed.partition("process 1 of 2 ended")[0]
+
+
+def test_the_job_begun_again_goes_on_and_finishes(two):
+    folder, _, finished = two
+    assert f"two: going on after step {SAVED} of {STEPS}" in finished or "two: going on after step" in finished
+    assert "the frozen towers are unchanged" in finished
+    assert {path.name for path in (folder / "two").iterdir()} >= {"report.md", "loss.png", "metrics.jsonl", "run.json"}
+    # One process speaks for both.
+    assert "[1] step" not in finished
+    assert finished.count(f"step {STEPS}/{STEPS}: loss") == 1
+
+
+def test_two_processes_of_four_devices_give_the_losses_of_one(two, environment):
+    folder, *_ = two
+    alone = {**environment, "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *train(folder, "one")], env=alone, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ours, theirs = read_metrics(folder / "two"), read_metrics(folder / "one")
+    assert [record["step"] for record in ours] == [record["step"] for record in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    kernels = [load_run_adapter(folder / name)[0]["projection"]["kernel"] for name in ("two", "one")]
+    # Adam divides by the root of the second moment: where a gradient is near zero, its rounding is a step's.
+    np.testing.assert_allclose(*kernels, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        ("1", "process 1 of 2: cannot reach the coordinator, process 0 at localhost:1: nothing has answered"),
+        ("0", "process 0 of 2: not all of the others came within 2 s"),
+    ],
+)
+def test_a_process_that_finds_no_other_says_so(environment, number, message):
+    port = "localhost:1" if number == "1" else "localhost:0"
+    job = {"JAX_COORDINATOR_ADDRESS": port, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": number}
+    command = [sys.executable, "-m", "mlingo_jax.train", "--config=demo"]
+    start = time.monotonic()
+    done = subprocess.run(
+        command,
+        env={**environment, **job, "MLINGO_JOIN_SECONDS": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert time.monotonic() - start < 60
+
+
+SLURM = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "gpu[01-02]"}
+HAND = {"JAX_COORDINATOR_ADDRESS": "node0:7777", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "job"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        (SLURM, Job("3", "16", "process 0 on the first node of gpu[01-02]")),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, Job("1", "2", "process 0 on a")),
+        ({"JAX_NUM_PROCESSES": "auto"}, Job("?", "?", "process 0 where JAX finds it")),
+        ({**HAND, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
+    ],
+)
+def test_the_environment_tells_of_the_others(environment, job):
+    assert find_job(environment) == job
+
+
+def test_a_job_given_by_hand_goes_before_any_other():
+    job = find_job({**SLURM, **HAND})
+    assert job is not None
+    assert (job.process, job.processes, job.address) == ("2", "4", "node0:7777")
+    assert job.arguments["process_id"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"JAX_PROCESS_ID": ""}, "several processes need all three"),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "several processes need all three"),
+        ({"JAX_NUM_PROCESSES": "many"}, "JAX_NUM_PROCESSES=many"),
+        ({"JAX_PROCESS_ID": "4"}, "the last is number 3"),
+        ({"JAX_COORDINATOR_ADDRESS": "node0"}, "expected HOST:PORT"),
+    ],
+)
+def test_a_job_given_by_halves_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        find_job({**HAND, **changes})
