@@ -11,6 +11,7 @@ from conversion.folders import carry, find, identify, new_target, write_record
 from conversion.tensors import Tensors
 from conversion.towers import KINDS, OpenTower, open_tower
 from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.processes import is_first, join, once
 
 SHARD_BYTES = 512 * 2**20
 
@@ -73,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target", metavar="DST", type=Path, help="the folder to write; must not exist yet")
     parser.add_argument("--base", metavar="LLAMA_FOLDER", help="under a Vicuna delta: the LLaMA weights to add it to")
     arguments = parser.parse_args(argv)
-    convert(find(arguments.source), arguments.target, arguments.base)
+    join()
+    once("conversion", lambda: convert(find(arguments.source), arguments.target, arguments.base))
+    if not is_first():
+        return
     print(f"{arguments.target}: written")
     llm = arguments.target / released.PARTS["llama"].folder
     if llm.is_dir() and not any(llm.glob("tokenizer*")):

@@ -18,6 +18,7 @@ from conversion.tensors import Tensor, Tensors
 from conversion.torch_files import write_torch
 from conversion.towers import KINDS, OpenTower, open_tower
 from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.processes import is_first, join, once
 
 SHARD_BYTES = 5 * 10**9
 
@@ -97,8 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("target", metavar="DST", type=Path, help="the folder or .pth to write; must not exist yet")
     arguments = parser.parse_args(argv)
-    convert(arguments.source, arguments.target)
-    print(f"{arguments.target}: written")
+    join()
+    once("conversion", lambda: convert(arguments.source, arguments.target))
+    if is_first():
+        print(f"{arguments.target}: written")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 One line of JSON per file: file, question, answer, finish_reason (stop, eos, length), seconds of audio; or file,
 question and error for a file that cannot be read, while the rest goes on. Started again, it goes on where it was.
+
+Several processes deal the files out; each answers its own on its own device, the first one writes all answers.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,23 +36,33 @@ def main() -> int:
     from mlingo_jax.data.lock import alone
     from mlingo_jax.inference.answer_file import AnswerFile, check_output
     from mlingo_jax.inference.generate import Options
+    from mlingo_jax.processes import from_first, is_first, join
 
+    join()
     options = Options(
         arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, arguments.num_beams
     )
     if arguments.batch_size < 1:
         raise UserError(f"batch_size is {arguments.batch_size}; expected at least 1")
-    files = find_audio(arguments.paths)
-    check_output(arguments.output)
+    # What the first process finds holds for all: a folder can change meanwhile.
+    files = from_first(find_audio(arguments.paths))
+    if is_first():
+        check_output(arguments.output)
     model = _load(arguments)
     asked = {(file, arguments.question) for file in files}
     lock = arguments.output.with_name(f".{arguments.output.name}.lock")
-    with (
-        alone(lock, f"{arguments.output}: another process is writing to it; wait for it, or give another --output"),
-        AnswerFile(arguments.output, _settings(model, options, arguments.seed), asked) as output,
-    ):
-        todo = [file for file in files if (file, arguments.question) not in output.done]
+    with contextlib.ExitStack() as stack:
+        output, todo = None, []
+        if is_first():
+            busy = f"{arguments.output}: another process is writing to it; wait for it, or give another --output"
+            stack.enter_context(alone(lock, busy))
+            settings = _settings(model, options, arguments.seed)
+            output = stack.enter_context(AnswerFile(arguments.output, settings, asked))
+            todo = [file for file in files if (file, arguments.question) not in output.done]
+        todo = from_first(todo)
         failed = caption(model, todo, arguments.question, options, arguments.seed, arguments.batch_size, output)
+    if output is None:
+        return 1 if failed else 0
     already = f", {len(files) - len(todo)} of them before" if len(todo) < len(files) else ""
     errors = f"; {failed} cannot be read: see their error lines" if failed else ""
     print(f"{arguments.output}: {len(files) - failed} of {len(files)} files answered{already}{errors}", file=sys.stderr)
@@ -77,33 +91,64 @@ def caption(
     options: "Options",
     seed: int,
     batch_size: int,
-    output: "AnswerFile",
+    output: "AnswerFile | None",
 ) -> int:
     """Writes a line for each file, in their order; audio is decoded ahead while the model works.
 
+    Of several processes each answers a batch at a time, and the one with the output writes them all.
+
     Returns the number of files that cannot be read.
     """
-    from mlingo_jax.data.stored import read_ahead
+    import jax
 
-    rate, failed = model.ear.audio.sample_rate, 0
-    waveforms = read_ahead({f: Path(f) for f in files}, model.ear.audio, model.ear.config.receptive_field)
-    with tqdm(total=len(files), desc="answering", unit="file", disable=None) as bar:
-        for batch in _batches(waveforms, batch_size):
-            heard = {file: (waveform, rate) for file, waveform in batch if not isinstance(waveform, UserError)}
-            answers = model.generate(list(heard.values()), question, options, seed=seed) if heard else []
-            by_file = dict(zip(heard, answers, strict=True))
-            for file, waveform in batch:
-                line: dict[str, Any] = {"file": file, "question": question}
-                if isinstance(waveform, UserError):
-                    line["error"] = str(waveform)
-                    failed += 1
-                else:
-                    line["answer"] = by_file[file].text
-                    line["finish_reason"] = by_file[file].finish_reason
-                    line["seconds"] = round(len(waveform) / rate, 3)
-                output.write(line)
-            bar.update(len(batch))
+    from mlingo_jax.data.stored import read_ahead
+    from mlingo_jax.processes import gather
+
+    shares = deal(files, batch_size, jax.process_index(), jax.process_count())
+    own = {file: Path(file) for share in shares for file in share}
+    waveforms = read_ahead(own, model.ear.audio, model.ear.config.receptive_field)
+    failed = 0
+    with tqdm(total=len(files), desc="answering", unit="file", disable=True if output is None else None) as bar:
+        for share in shares:
+            answers = _answer(model, list(islice(waveforms, len(share))), question, options, seed)
+            lines = list(chain.from_iterable(gather(answers)))
+            if output is not None:
+                for line in lines:
+                    output.write(line)
+            failed += sum("error" in line for line in lines)
+            bar.update(len(lines))
     return failed
+
+
+def deal(files: Sequence[str], batch_size: int, process: int, processes: int) -> list[Sequence[str]]:
+    """A process's batches: all take one after the other, in the files' order; of the last ones some are empty."""
+    starts = range(process * batch_size, len(files) + process * batch_size, processes * batch_size)
+    return [files[start : start + batch_size] for start in starts]
+
+
+def _answer(
+    model: "MusiLingo",
+    batch: "Sequence[tuple[str, Waveform | UserError]]",
+    question: str,
+    options: "Options",
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The lines of a batch of files, each an answer or the reason why there is none."""
+    rate = model.ear.audio.sample_rate
+    heard = {file: (waveform, rate) for file, waveform in batch if not isinstance(waveform, UserError)}
+    answers = model.generate(list(heard.values()), question, options, seed=seed) if heard else []
+    by_file = dict(zip(heard, answers, strict=True))
+    lines = []
+    for file, waveform in batch:
+        line: dict[str, Any] = {"file": file, "question": question}
+        if isinstance(waveform, UserError):
+            line["error"] = str(waveform)
+        else:
+            line["answer"] = by_file[file].text
+            line["finish_reason"] = by_file[file].finish_reason
+            line["seconds"] = round(len(waveform) / rate, 3)
+        lines.append(line)
+    return lines
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,19 +228,6 @@ def _search(folder: str) -> list[str]:
         for name in names
         if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
     )
-
-
-def _batches(
-    waveforms: "Iterable[tuple[str, Waveform | UserError]]", size: int
-) -> "Iterator[list[tuple[str, Waveform | UserError]]]":
-    batch = []
-    for waveform in waveforms:
-        batch.append(waveform)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 if __name__ == "__main__":

@@ -186,8 +186,10 @@ def _add_features(commands: argparse._SubParsersAction) -> None:
 
 def _features(arguments: argparse.Namespace) -> None:
     # JAX is not loaded for the other commands.
+    from mlingo_jax.processes import is_first, join
     from mlingo_jax.training.hear import hear_collection
 
+    join()
     config = Config()
     config.mert.path, config.mert.dtype, config.mert.window = arguments.mert, arguments.dtype, arguments.window
     config.adapter.learn_states = arguments.states
@@ -196,7 +198,9 @@ def _features(arguments: argparse.Namespace) -> None:
     config.data.crops, config.data.crop_seconds = arguments.crops, arguments.crop_seconds
     config.data.crop_seed, config.data.store = arguments.crop_seed, arguments.store
     check(config)
-    print(hear_collection(config, arguments.dataset))
+    heard = hear_collection(config, arguments.dataset)
+    if is_first():
+        print(heard)
 
 
 def _first_line(dataset: type[Examples]) -> str:

@@ -55,7 +55,7 @@ def train(folder: Path, name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def two(environment, tmp_path_factory) -> tuple[Path, str, str]:
-    """The demo on two processes of four devices, one killed after its first checkpoint, and begun again: what is shown."""
+    """The demo on two processes of four devices, one killed after a checkpoint, and begun again; what both showed."""
     folder = tmp_path_factory.mktemp("demo")
     command = [LOCAL, "2", *train(folder, "two")]
     checkpoint = folder / "two" / "checkpoints" / str(SAVED)
