@@ -2,18 +2,23 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from mlingo_jax import demo
 from mlingo_jax.errors import UserError
 from mlingo_jax.processes import Job, find_job
 from mlingo_jax.training.checkpoint import load_run_adapter
+from mlingo_jax.training.config import read_config
+from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +53,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
     return {**os.environ, **kept}
 
 
-def train(folder: Path, name: str) -> list[str]:
+def command(folder: Path, name: str) -> list[str]:
     settings = {**MINIATURE, "workdir": folder / name, "demo.materials": folder / "materials"}
     return ["mlingo_jax.train", "--config=demo", *(f"--config.{key}={value}" for key, value in settings.items())]
 
@@ -57,10 +62,10 @@ def train(folder: Path, name: str) -> list[str]:
 def two(environment, tmp_path_factory) -> tuple[Path, str, str]:
     """The demo on two processes of four devices, one killed after a checkpoint, and begun again; what both showed."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [LOCAL, "2", *train(folder, "two")]
+    launch = [LOCAL, "2", *command(folder, "two")]
     checkpoint = folder / "two" / "checkpoints" / str(SAVED)
     with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        launch, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as launcher:
         deadline = time.monotonic() + 300
         while not checkpoint.is_dir():
@@ -70,7 +75,7 @@ def two(environment, tmp_path_factory) -> tuple[Path, str, str]:
         os.kill(process_of(launcher.pid, number=1), signal.SIGKILL)
         killed = launcher.communicate(timeout=60)[1]
     assert launcher.returncode != 0
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    finished = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     return folder, killed, finished.stderr
 
@@ -93,7 +98,7 @@ def test_a_death_ends_all_with_an_error(two):
 
 def test_the_job_begun_again_goes_on_and_finishes(two):
     folder, _, finished = two
-    assert f"two: going on after step {SAVED} of {STEPS}" in finished or "two: going on after step" in finished
+    assert re.search(f"two: going on after step ({SAVED}|{2 * SAVED}) of {STEPS}", finished)
     assert "the frozen towers are unchanged" in finished
     assert {path.name for path in (folder / "two").iterdir()} >= {"report.md", "loss.png", "metrics.jsonl", "run.json"}
     # One process speaks for both.
@@ -101,13 +106,12 @@ def test_the_job_begun_again_goes_on_and_finishes(two):
     assert finished.count(f"step {STEPS}/{STEPS}: loss") == 1
 
 
-def test_two_processes_of_four_devices_give_the_losses_of_one(two, environment):
+def test_two_processes_of_four_devices_give_the_losses_of_one(two):
     folder, *_ = two
-    alone = {**environment, "JAX_NUM_CPU_DEVICES": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *train(folder, "one")], env=alone, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    assert jax.device_count() == 1
+    config = read_config(command(folder, "one")[1:])
+    demo.prepare(config)
+    train(config)
     ours, theirs = read_metrics(folder / "two"), read_metrics(folder / "one")
     assert [record["step"] for record in ours] == [record["step"] for record in theirs]
     for a, b in zip(ours, theirs, strict=True):
@@ -127,10 +131,9 @@ def test_two_processes_of_four_devices_give_the_losses_of_one(two, environment):
 def test_a_process_that_finds_no_other_says_so(environment, number, message):
     port = "localhost:1" if number == "1" else "localhost:0"
     job = {"JAX_COORDINATOR_ADDRESS": port, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": number}
-    command = [sys.executable, "-m", "mlingo_jax.train", "--config=demo"]
     start = time.monotonic()
     done = subprocess.run(
-        command,
+        [sys.executable, "-c", "from mlingo_jax.processes import join; join()"],
         env={**environment, **job, "MLINGO_JOIN_SECONDS": "2"},
         capture_output=True,
         text=True,
