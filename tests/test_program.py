@@ -102,6 +102,12 @@ def program(*lines: str, others: str = "") -> str:
             8,
             4,
         ),
+        (
+            "ROOT %s = f32[8]{0} all-gather(%p), replica_groups=mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'x'}",
+            "all-gather",
+            32,
+            2,
+        ),
     ],
 )
 def test_ways_to_write_a_collective(line: str, kind: str, size: int, devices: int):

@@ -86,3 +86,40 @@ def test_fusions_and_loops():
     )
     # Each round reads one row of b and the index, and writes one row of a.
     assert moved_bytes(program(loop, others)) == 4 * (32 + 4 + 32)
+
+
+def test_a_collective_in_pieces_counts_once():
+    piece = 'all-gather(%x), channel_id=3, replica_groups=[1,8]<=[8], frontend_attributes={chain_id="0"}'
+    others = f"""\
+%begin (x: f32[1]) -> (f32[1], f32[8]) {{
+  %x = f32[1]{{0}} parameter(0)
+  %g = f32[8]{{0}} {piece}
+  ROOT %s = (f32[1]{{0}}, f32[8]{{0}}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}}
+
+%beside (x: f32[1], y: f32[8], z: f32[16]) -> (f32[16], f32[1], f32[8]) {{
+  %x = f32[1]{{0}} parameter(0)
+  %y = f32[8]{{0}} parameter(1)
+  %z = f32[16]{{0}} parameter(2)
+  %g = f32[8]{{0}} {piece}
+  %n = f32[16]{{0}} negate(%z)
+  ROOT %t = (f32[16]{{0}}, f32[1]{{0}}, f32[8]{{0}}) tuple(%n, %x, %g)
+}}
+
+%end (x: f32[1], y: f32[8]) -> f32[8] {{
+  %x = f32[1]{{0}} parameter(0)
+  %y = f32[8]{{0}} parameter(1)
+  %g = f32[8]{{0}} {piece}
+  ROOT %d = f32[8]{{0}} custom-call(%x, %y, %g), custom_call_target="AsyncCollectiveDone"
+}}
+"""
+    entry = """\
+  %a = f32[1]{0} parameter(0)
+  %z = f32[16]{0} parameter(1)
+  %s = (f32[1]{0}, f32[8]{0}) fusion(%a), kind=kCustom, calls=%begin
+  %x = f32[1]{0} get-tuple-element(%s), index=0
+  %y = f32[8]{0} get-tuple-element(%s), index=1
+  %b = (f32[16]{0}, f32[1]{0}, f32[8]{0}) fusion(%x, %y, %z), kind=kCustom, calls=%beside
+  ROOT %d = f32[8]{0} fusion(%x, %y), kind=kCustom, calls=%end"""
+    # The part is read, whole and part are written; beside it 16 numbers are read and written; the end moves nothing.
+    assert moved_bytes(program(entry, others)) == 4 * (1 + 8 + 1) + 4 * (16 + 16)

@@ -155,7 +155,7 @@ def _group_size(line: str, text: str) -> int:
     """The devices that talk to each other, in any of the ways that XLA writes groups."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
         return len(set(re.findall(r"\d+", pairs[1])))
-    if mesh := re.search(r"replica_groups=mesh\[([^]]*)\] ?\{([^}]*)\}", line):
+    if mesh := re.search(r"replica_groups=mesh\[([^]]*)\][^{]*\{([^}]*)\}", line):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part or sizes[name]) for name, part in parts)

@@ -78,7 +78,7 @@ class _Traffic:
         value, share = fused[name], wanted if fused[name].root else 0.0
         for one in fused.values():
             for place, operand in enumerate(one.operands):
-                if operand != name:
+                if operand != name or _continues(fused, one) or (one.root and one.kind == "tuple"):
                     continue
                 if one.kind in _SLICES and place == 0:
                     share += _plain(one.type) / max(_plain(value.type), 1)
@@ -92,7 +92,9 @@ class _Traffic:
         return min(share, 1.0)
 
     def _written(self, fused: dict[str, _Instruction], root: _Instruction) -> int:
-        """What a fusion's result writes."""
+        """What a fusion's result writes; not what it hands on as it was given."""
+        if root.kind == "parameter" or _continues(fused, root):
+            return 0
         if root.kind == "dynamic-update-slice":
             return _plain(fused[root.operands[1]].type)
         if root.kind in ("bitcast", "tuple"):
@@ -107,6 +109,13 @@ def _parse(lines: list[str]) -> dict[str, _Instruction]:
             root, name, kind, op, operands = match.groups()
             found[name] = _Instruction(bool(root), name, kind, op, tuple(re.findall(r"%([\w.-]+)", operands)), line)
     return found
+
+
+def _continues(fused: dict[str, _Instruction], one: _Instruction) -> bool:
+    """Whether it is a later piece of a collective that is spread over several fusions; the first counts for all."""
+    if "AsyncCollectiveDone" in one.line:
+        return True
+    return "chain_id=" in one.line and not any("AsyncCollectiveStart" in i.line for i in fused.values())
 
 
 def _parameter(fused: dict[str, _Instruction], place: int) -> str:
