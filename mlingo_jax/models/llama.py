@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from mlingo_jax.models.attention import attend
+from mlingo_jax.models.attention import Segments, attend
 from mlingo_jax.models.attributes import Attributes
 from mlingo_jax.models.layers import ACTIVATIONS, Projection, RMSNorm, normal, parameter
 from mlingo_jax.models.partition import GATHERED, IN_PLACE, constrain, gather
@@ -367,11 +367,15 @@ class Llama(nnx.Module):
         """
         graphdef, layers = nnx.split(self.layers)
         turn = rotation(self.config, positions)
+        # The scan's layers are one computation; with a window in some of them the mask is the layer's own.
+        windowed = any(window is not None and window < positions.shape[1] for window in self.config.windows)
+        in_words = None if windowed else Segments(segments, causal=True)
 
         def step(x: Array, scanned: tuple[Any, Array]) -> tuple[Array, None]:
             layer = nnx.merge(graphdef, gather(scanned[0]))
             mask = visible(positions, segments, positions, segments, scanned[1])
-            return constrain(layer.finish(x, attend(*layer.project(x, turn), mask)), "BTD"), None
+            attended = attend(*layer.project(x, turn), mask, in_words)
+            return constrain(layer.finish(x, attended), "BTD"), None
 
         # prevent_cse is for remat outside of a scan, and costs time inside.
         step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[remat])

@@ -22,7 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from mlingo_jax.models.attention import attend
+from mlingo_jax.models.attention import Segments, attend
 from mlingo_jax.models.attributes import Attributes
 from mlingo_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, normal, parameter
 from mlingo_jax.models.partition import constrain, gather
@@ -237,8 +237,10 @@ class Attention(nnx.Module):
         self.value = project("BTD,DNH->BTNH", bias="NH")
         self.out = project("BTNH,NHD->BTD", bias="D")
 
-    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T S"]) -> Float[Array, "B T D"]:
-        return self.out(attend(self.query(x), self.key(x), self.value(x), mask))
+    def __call__(self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+        mask = jnp.broadcast_to(valid[:, None], (*x.shape[:2], x.shape[1]))
+        segments = Segments(valid.astype(jnp.int32), causal=False)
+        return self.out(attend(self.query(x), self.key(x), self.value(x), mask, segments))
 
 
 class MLP(nnx.Module):
@@ -266,11 +268,11 @@ class Layers(nnx.Module):
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
         self.mlp_norm = norm()
 
-    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T S"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
         if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x), mask)
+            x = x + self.attention(self.attention_norm(x), valid)
             return x + self.mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self.attention(x, mask))
+        x = self.attention_norm(x + self.attention(x, valid))
         return self.mlp_norm(x + self.mlp(x))
 
 
@@ -334,11 +336,11 @@ class Mert(nnx.Module):
         x = x + self.position_conv(x)
         if not self.config.pre_norm:
             x = self.norm(x)
-        mask = jnp.broadcast_to(_valid(x, frames).swapaxes(1, 2), (*x.shape[:2], x.shape[1]))
+        valid = _valid(x, frames)[..., 0]
         static, stacked = nnx.split(self.layers)
 
         def step(x: Array, layer: Any) -> tuple[Array, Array]:
-            return constrain(nnx.merge(static, gather(layer))(x, mask), "BTD"), keep(x)
+            return constrain(nnx.merge(static, gather(layer))(x, valid), "BTD"), keep(x)
 
         x, states = jax.lax.scan(step, x, stacked)
         if self.config.pre_norm:

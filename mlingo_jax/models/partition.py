@@ -77,12 +77,16 @@ def constrain(x: Array, axes: str, table: Table = USED) -> Array:
 
     An axis that does not divide evenly, say the one row of a question, is whole on every device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return x
-    splits = zip(x.shape, _splits(axes, table, mesh), strict=True)
-    spec = _spec([names if size % _parts(names, mesh) == 0 else () for size, names in splits])
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, used(x.shape, axes, table))
+
+
+def used(shape: tuple[int, ...], axes: str, table: Table = USED) -> P:
+    """How an array of that shape lies in a computation on the mesh in use: see `constrain`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    splits = zip(shape, _splits(axes, table, mesh), strict=True)
+    return _spec([names if size % _parts(names, mesh) == 0 else () for size, names in splits])
 
 
 def gather(layer: Any) -> Any:
