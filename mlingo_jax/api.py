@@ -267,6 +267,7 @@ def load(
         AudioSettings.from_folder(encoder.folder),
         window=window or WINDOW,
         keep_states=keep_states,
+        mesh=mesh,
     )
     tokens = Prompt(load_tokenizer(language.folder), prompt or PromptSettings())
     return MusiLingo(ear, language, graph, params, tokens, mesh)

@@ -1,22 +1,29 @@
 """Hearing a prepared collection before any run, and the run that finds what was heard."""
 
+import random
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from configs.base import Config
+from mlingo_jax.data.datasets.manifest import Manifest
 from mlingo_jax.data.datasets.music_caps import MusicCaps
 from mlingo_jax.data.features import FeatureCache
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.hear import hear_collection
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
-from tests.collections_of_music import MUSIC_CAPS, built, music_caps
+from tests.collections_of_music import MUSIC_CAPS, built, music_caps, write_jsonl
 from tests.tiny import tiny_llama, tiny_mert
 
+ROOT = Path(__file__).parents[1]
 CLIPS = {f"music_caps/{row['ytid']}" for row in MUSIC_CAPS}
 
 
@@ -41,11 +48,15 @@ def settings(folder: Path, workdir: Path) -> Config:
     return config
 
 
+def door(folder: Path, dataset: str, *options: object) -> list[str]:
+    command = [sys.executable, "-W", "error", "-m", "mlingo_jax.prepare", "features", dataset]
+    command += ["--mert", str(folder / "mert"), "--data_dir", str(folder / "data"), "--dtype", "float32"]
+    return [*command, *map(str, options)]
+
+
 @pytest.fixture(scope="module")
 def heard(folder) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlingo_jax.prepare", "features", "music_caps", "--mert", str(folder / "mert")]
-    command += ["--data_dir", str(folder / "data"), "--dtype", "float32"]
-    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    return subprocess.run(door(folder, "music_caps"), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_the_door_says_what_it_takes_and_hears_all(heard, folder):
@@ -77,3 +88,62 @@ def test_a_cache_of_another_kind_is_refused_by_name(heard, folder, tmp_path):
         hear_collection(config, "music_caps")
     with pytest.raises(UserError, match=r"there and here are window: 325 and 100"):
         train(config)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """A collection of three shards of clips, each half a second at a rate of 1,000 Hz, and an encoder for them."""
+    folder = tmp_path_factory.mktemp("shards")
+    tiny_mert(folder / "mert", sample_rate=1000)
+    rng = np.random.default_rng(0)
+    names = [f"{i}.wav" for i in range(1100)]
+    (folder / "audio").mkdir()
+    for name in names:
+        soundfile.write(folder / "audio" / name, rng.normal(0, 0.1, 500), 1000)
+    manifest = write_jsonl(
+        folder / "music.jsonl", [{"audio": name, "question": "What plays?", "answer": "A bell."} for name in names]
+    )
+    built(Manifest, manifest, folder / "audio", folder / "data")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """A cache's files, but for the lock and the encoder's place."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (".lock", "encoder.json")}
+
+
+@pytest.fixture(scope="module")
+def alone(shards) -> tuple[Path, float]:
+    """The cache of a hearing left alone, and the seconds that it took after it had begun."""
+    process = start(shards, shards / "alone")
+    begun = time.monotonic()
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert len(list((shards / "alone").glob("*.array_record"))) == 3
+    return shards / "alone", time.monotonic() - begun
+
+
+def start(shards: Path, features: Path) -> subprocess.Popen[str]:
+    """A hearing that has begun."""
+    command = door(shards, "manifest/own", "--features", features, "--store", "bfloat16")
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (features / "fingerprint.json").exists():
+        time.sleep(0.001)
+    return process
+
+
+def test_a_hearing_that_is_killed_leaves_what_one_left_alone_does(shards, alone, kills, tmp_path):
+    """kill -9 at random moments of the hearing, each time gone on from; a cache that is whole is begun anew."""
+    moments, killed = random.Random(0), tmp_path / "killed"
+    whole, seconds = alone
+    for _ in range(kills):
+        process = start(shards, killed)
+        time.sleep(moments.uniform(0, seconds))
+        process.kill()
+        process.communicate()
+        if len(list(killed.glob("*.array_record"))) == 3:
+            shutil.rmtree(killed)
+    process = start(shards, killed)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert contents(killed) == contents(whole)

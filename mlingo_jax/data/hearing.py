@@ -18,14 +18,12 @@ from jaxtyping import Array, Float, Int
 
 from mlingo_jax.data.audio import AudioSettings, normalize, windows
 from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.models.partition import USED
 
 # Padded lengths in seconds: each is one compiled program, and padding costs a third of the work at most.
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 SECONDS = 30.0
-
-# The axes of a mesh that split a batch.
-ROWS = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Ear:
 
     @property
     def _split(self) -> tuple[str, ...]:
-        return () if self.mesh is None else tuple(axis for axis in ROWS if axis in self.mesh.shape)
+        return () if self.mesh is None else tuple(axis for axis in USED["B"] if axis in self.mesh.shape)
 
     @property
     def _parts(self) -> int:
