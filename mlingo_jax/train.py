@@ -36,20 +36,19 @@ def _run(config: Config) -> None:
         from mlingo_jax.training.missing import require_all
 
         require_all(config)
+    if config.demo is not None:
+        from mlingo_jax import demo
+
+        demo.prepare(config)
     if config.dry_run:
         from mlingo_jax.training.dry_run import dry_run
 
         if is_first():
             print(dry_run(config))
         return
-    if config.demo is None:
-        train(config)
-        return
-    from mlingo_jax import demo
-
-    demo.prepare(config)
     train(config)
-    once("the demo's report", lambda: demo.report(config, Path(config.workdir)))
+    if config.demo is not None:
+        once("the demo's report", lambda: demo.report(config, Path(config.workdir)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ import soundfile
 
 from mlingo_jax.data.datasets.build import Options, build
 from mlingo_jax.data.datasets.examples import Examples
+from mlingo_jax.data.datasets.lp_music_caps import CAPTIONS, LPMusicCaps
+from mlingo_jax.data.datasets.music_caps import MusicCaps
+from mlingo_jax.data.datasets.music_instruct import MusicInstruct
+from mlingo_jax.data.datasets.music_qa import MusicQA
 from mlingo_jax.data.datasets.report import Report
 
 RATE = 8000
@@ -76,6 +80,41 @@ def music_caps(folder: Path) -> tuple[Path, Path]:
     """(annotations, audio) of a MusicCaps with all its clips."""
     audio = tones(folder / "audio", [f"{row['ytid']}.wav" for row in MUSIC_CAPS])
     return write_csv(folder / "musiccaps-public.csv", MUSIC_CAPS), audio
+
+
+def music_instruct_question(ytid: str, evaluated: Any, kind: str) -> dict[str, Any]:
+    """An item of MusicInstruct's QA; evaluated is a boolean or its text."""
+    answer = {"question": f"{kind} question on {ytid}?", "answer": f"{kind} answer."}
+    return {**answer, "ytid": ytid, "is_audioset_eval": evaluated, "sampling_rate": 8000}
+
+
+def music_qa_question(audio: str, question: str, answer: str) -> dict[str, Any]:
+    """An item of a MusicQA file."""
+    said = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"audio_name": audio, "conversation": said}
+
+
+def prepare_all(folder: Path) -> Path:
+    """Everything that the configs train on, prepared; its data_dir."""
+    data_dir = folder / "data"
+    annotations, audio = music_caps(folder / "caps")
+    built(MusicCaps, annotations, audio, data_dir)
+    ids = [str(row["ytid"]) for row in MUSIC_CAPS]
+    for config, kinds in (("short", ["short"]), ("long", ["long"]), ("all", ["short", "long"])):
+        file = "music_instruct.json" if config == "all" else f"music_instruct_{config}.json"
+        asked = [music_instruct_question(ytid, ytid == ids[0], kind) for ytid in ids[:3] for kind in kinds]
+        built(MusicInstruct, write_json(folder / config / file, {"QA": asked}), "music_caps", data_dir, config=config)
+    tones(folder / "qa", ["f_1-117-146.mp3", "012542.wav"], 1.0)
+    for file, clip in (("FinetuneMusicQA.json", "f_1-117-146.mp3"), ("EvalMusicQA.json", "012542.wav")):
+        write_json(folder / "qa" / file, [music_qa_question(clip, q, "A lute.") for q in ("What?", "Who plays?")])
+    built(MusicQA, folder / "qa", folder / "qa", data_dir)
+    for config, key, clips in (("msd", "track_id", ["TRAAA1", "TRAAA2"]), ("mc", "ytid", ids[:2])):
+        for split, clip in zip(("train", "valid" if config == "msd" else "test"), clips, strict=True):
+            row = {key: clip, **{name: f"A bell, {name}." for name in CAPTIONS}}
+            write_csv(folder / config / f"{split}.csv", [row])
+        audio = tones(folder / "msd", [f"{clip}.mp3" for clip in clips], 1.0) if config == "msd" else "music_caps"
+        built(LPMusicCaps, folder / config, audio, data_dir, config=config)
+    return data_dir
 
 
 def built(

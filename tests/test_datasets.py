@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -19,7 +18,18 @@ from mlingo_jax.data.datasets.music_qa import MusicQA
 from mlingo_jax.data.datasets.prepared import Prepared
 from mlingo_jax.data.datasets.song_describer import SongDescriber
 from mlingo_jax.errors import UserError
-from tests.collections_of_music import MUSIC_CAPS, built, music_caps, tone, tones, write_csv, write_json, write_jsonl
+from tests.collections_of_music import (
+    MUSIC_CAPS,
+    built,
+    music_caps,
+    music_instruct_question,
+    music_qa_question,
+    tone,
+    tones,
+    write_csv,
+    write_json,
+    write_jsonl,
+)
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -77,19 +87,18 @@ def test_music_caps_in_the_originals_form(tmp_path):
     assert Prepared(tmp_path / "data", "music_caps").splits == {"eval": 2, "train": 2}
 
 
-def qa(ytid: str, evaluated: Any, kind: str) -> dict[str, Any]:
-    answer = {"question": f"{kind} question on {ytid}?", "answer": f"{kind} answer."}
-    return {**answer, "ytid": ytid, "is_audioset_eval": evaluated, "sampling_rate": 8000}
-
-
 @pytest.mark.parametrize("true", [True, "True"])
 def test_music_instruct_shares_the_clips_of_music_caps(tmp_path, true):
     annotations, audio = music_caps(tmp_path)
     built(MusicCaps, annotations, audio, tmp_path / "data")
     ids = [str(row["ytid"]) for row in MUSIC_CAPS]
     folder = tmp_path / "MusicInstruct"
-    short = [qa(ids[0], true, "short"), qa(ids[1], False, "short"), qa("gone", str(not true), "short")]
-    long = [qa(ids[0], true, "long"), qa(ids[2], "False", "long")]
+    short = [
+        music_instruct_question(ids[0], true, "short"),
+        music_instruct_question(ids[1], False, "short"),
+        music_instruct_question("gone", str(not true), "short"),
+    ]
+    long = [music_instruct_question(ids[0], true, "long"), music_instruct_question(ids[2], "False", "long")]
     write_json(folder / "music_instruct_short.json", {"QA": short})
     write_json(folder / "music_instruct_long.json", {"QA": long})
     write_json(folder / "music_instruct.json", {"QA": short + long})
@@ -106,16 +115,16 @@ def test_music_instruct_shares_the_clips_of_music_caps(tmp_path, true):
         built(MusicInstruct, folder, "nowhere", tmp_path / "data", config="all")
 
 
-def turn(audio: str, question: str, answer: str) -> dict[str, Any]:
-    said = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"audio_name": audio, "conversation": said}
-
-
 def test_music_qa(tmp_path):
     folder = tmp_path / "MusicQA"
-    write_json(folder / "PretrainMusicQA.json", [turn("-0Gj8-vB1q4.wav", "Describe the audio", "A bell.")])
-    write_json(folder / "FinetuneMusicQA.json", [turn("f_1-117-146.mp3", "What do you hear in the audio", "Lutes.")])
-    evaluation = [turn("012542.wav", q, a) for q, a in [("Describe the audio", "Post-rock."), ("Genre?", "Röck…")]]
+    write_json(folder / "PretrainMusicQA.json", [music_qa_question("-0Gj8-vB1q4.wav", "Describe the audio", "A bell.")])
+    write_json(
+        folder / "FinetuneMusicQA.json",
+        [music_qa_question("f_1-117-146.mp3", "What do you hear in the audio", "Lutes.")],
+    )
+    evaluation = [
+        music_qa_question("012542.wav", q, a) for q, a in [("Describe the audio", "Post-rock."), ("Genre?", "Röck…")]
+    ]
     write_json(folder / "EvalMusicQA.json", evaluation)
     audio = tones(tmp_path / "audios", ["a/-0Gj8-vB1q4.mp3", "b/f_1-117-146.ogg", "012542.wav"], 1.0)
     report = built(MusicQA, folder, audio, tmp_path / "data")

@@ -1,16 +1,17 @@
 """Before a run on prepared datasets: what is missing, and what it would train on."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from configs.base import Config
-from mlingo_jax.data.datasets.music_caps import MusicCaps
+from mlingo_jax.data.mixture import parse_wanted
 from mlingo_jax.errors import UserError
-from mlingo_jax.training.config import config_names, load_config
+from mlingo_jax.training.config import config_names, load_config, to_json
 from mlingo_jax.training.dry_run import dry_run
 from mlingo_jax.training.missing import require_all
-from tests.collections_of_music import built, music_caps
+from tests.collections_of_music import prepare_all, tones, write_jsonl
 from tests.tiny import tiny_llama, tiny_mert
 
 # Configs of the paper's runs: all but those that bring their own data.
@@ -22,8 +23,10 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("everything")
     tiny_mert(folder / "mert")
     tiny_llama(folder / "llm")
-    annotations, audio = music_caps(folder / "caps")
-    built(MusicCaps, annotations, audio, folder / "data")
+    prepare_all(folder)
+    tones(folder / "mine", ["1.wav", "2.wav"], 1.0)
+    lines = [{"audio": f"{n}.wav", "question": "What?", "answer": "A gong.", "split": "train"} for n in (1, 2)]
+    write_jsonl(folder / "mine" / "mine.jsonl", lines)
     return folder
 
 
@@ -50,28 +53,61 @@ def test_what_is_missing_fits_a_screen(name, tmp_path, monkeypatch):
     assert len(text.splitlines()) <= 24
 
 
-def test_nothing_is_missing(folder):
-    require_all(settled("pretrain_musiccaps", folder))
+@pytest.mark.parametrize("name", config_names())
+def test_a_dry_run_of_every_config(name, folder):
+    config = settled(name, folder)
+    if name in RUNS:
+        config.adapter.start = ""
+        require_all(config)
+    else:
+        config.data.manifest = str(folder / "mine" / "mine.jsonl")
+    shown = dry_run(config)
+    settings, counts, batch, plan = shown.split("\n\n")
+    assert settings == to_json(config).rstrip()
+    assert re.match(r"\d examples to train on, \d to evaluate on, about \d clips\nrows of \d+ tokens", counts)
+    rows = batch.splitlines()[1:]
+    assert len(rows) == 2
+    opening = "###Human: <Audio>" if config.prompt.template else ""
+    end = config.prompt.end_symbol.replace("\n", "\\n") if "; 0 answers are cut" in counts else ""
+    for b, row in enumerate(rows):
+        assert re.match(rf"row {b}, \S+: <s>{opening}\[music 0-\d\]", row)
+        assert row.endswith(f"{end}»")
+    assert f"{config.steps:,} steps of 2 examples, {config.steps // config.accumulate:,} updates\n" in plan
+    for part in parse_wanted(config.data.datasets, "") if name in RUNS else []:
+        assert f"examples of {part.dataset}:{part.split}" in plan
 
 
 def test_a_dry_run_of_stage_1(folder):
     shown = dry_run(settled("pretrain_musiccaps", folder))
     assert '"max_answer_tokens": 32' in shown
-    assert "2 examples to train on, 2 to evaluate on" in shown
-    assert r'row 0: <s>[music 0-2]«A slow bell, "low"\nand soft: recording' in shown
-    assert shown.endswith("20,000 steps of 2, 20,000 updates\n  20000.00 epochs of 2 examples, weight 1")
+    assert "2 examples to train on, 2 to evaluate on, about 4 clips" in shown
+    assert r': <s>[music 0-2]«A slow bell, "low"\nand soft: recording' in shown
+    assert shown.endswith(
+        "20,000 steps of 2 examples, 20,000 updates\n  20000.00 epochs of the 2 examples of music_caps:train"
+    )
 
 
 def test_a_dry_run_of_stage_2(folder):
     shown = dry_run(settled("finetune_musiccaps", folder))
     assert "<s>###Human: <Audio>[music 0-2]</Audio> Please give a caption to the music. ###Assistant: «A slow" in shown
     assert ".###»\n" in shown
-    assert "6,000 steps of 2, 750 updates" in shown
+    assert "6,000 steps of 2 examples, 750 updates" in shown
 
 
 def test_a_dry_run_of_packed_rows(folder):
     config = settled("finetune_musiccaps", folder)
     config.data.packed = True
     shown = dry_run(config)
-    assert "packed into 1 x 512 tokens, " in shown
-    assert "12000.00 epochs of 2 examples" in shown
+    assert "packed into 1 rows of 512 tokens, " in shown
+    assert [line.split(": ")[0] for line in shown.splitlines() if line.startswith("row ")] == [
+        f"row {b}, music_caps:train[{place}]" for b in range(2) for place in range(2)
+    ]
+    assert "[music 3-5]" in shown
+    assert "12000.00 epochs of the 2 examples" in shown
+
+
+def test_a_tower_that_is_not_named_is_asked_for(folder):
+    config = settled("manifest", folder)
+    config.mert.path = ""
+    with pytest.raises(UserError, match=r"^config\.mert\.path is empty: name it"):
+        dry_run(config)

@@ -11,7 +11,7 @@ from conversion.folders import find
 from conversion.towers import open_tower
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.datasets.prepared import Prepared
-from mlingo_jax.data.examples import Example
+from mlingo_jax.data.examples import Example, Examples
 from mlingo_jax.data.hearing import count_tokens
 from mlingo_jax.data.mixture import Mixture, clip_name, parse_wanted
 from mlingo_jax.data.packing import ROW_LENGTH, pack
@@ -20,6 +20,7 @@ from mlingo_jax.data.prompt import Prompt, load_tokenizer
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.data.survey import row_length, row_sizes, survey
+from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.training.config import to_json
 from mlingo_jax.training.examples import read_examples
@@ -28,10 +29,9 @@ from mlingo_jax.training.run import prompt_settings
 
 @dataclasses.dataclass(frozen=True)
 class CountedMusic:
-    """No music, but how many tokens each clip would have."""
+    """No music, but how many tokens each clip would have: features of width 0."""
 
     tokens: dict[str, int]
-
     random = False
 
     def most_tokens(self, clip: str) -> int:
@@ -39,8 +39,9 @@ class CountedMusic:
         return self.tokens[clip]
 
     def load(self, example: Example | None, rng: np.random.Generator | None) -> tuple[int, Batch]:
-        """As `Music.load`, without fields."""
-        return 0 if example is None else self.tokens[example.clip], {}
+        """As `Music.load`."""
+        tokens = 0 if example is None else self.tokens[example.clip]
+        return tokens, {"music": np.zeros((max(self.tokens.values()), 0), np.float32)}
 
 
 def dry_run(config: Config) -> str:
@@ -49,67 +50,87 @@ def dry_run(config: Config) -> str:
     Raises:
         UserError: as a run that begins would; the encoder's config and the language model's tokenizer are needed.
     """
+    for name, path in (("mert", config.mert.path), ("llm", config.llm.path)):
+        if not path:
+            raise UserError(f"config.{name}.path is empty: name it with --config.{name}.path=…, also for a dry run")
     train, held_out = read_examples(config)
+    both = Mixture([train, held_out])
     prompt = Prompt(load_tokenizer(find(config.llm.path)), prompt_settings(config))
-    surveyed = survey(Mixture([train, held_out]), prompt)
+    surveyed = survey(both, prompt)
     music = CountedMusic(_count_music(config, surveyed.clips))
     sizes = row_sizes(surveyed, music)
-    length = row_length(sizes, Mixture([train, held_out]), config.data.length or None)
-    batches = make_dataset(
-        train,
-        prompt,
-        music,
-        length=length,
-        batch=config.batch_size,
-        seed=config.seed,
-        parts=train.ranges,
-        weights=train.weights,
-        apart=config.data.mixing == "step",
-    )
-    seen, packed = float(config.steps * config.batch_size), []
+    length = row_length(sizes, both, config.data.length or None)
+    rows, packing = f"rows of {length} tokens, {sizes.mean:.0f} used on average", None
     if config.data.packed:
         own, tokens = sizes.lengths[: len(train)], sizes.music[: len(train)]
-        row = config.data.length or max(length, ROW_LENGTH)
-        rows = len(pack(own, tokens, train.ranges, length=row, seed=config.seed))
-        seen *= len(train) / rows
-        packed = [f"packed into {rows:,} x {row} tokens, {own.sum() / rows:.0f} used; the examples below share them"]
+        length = config.data.length or max(length, ROW_LENGTH)
+        packing = pack(own, tokens, train.ranges, length=length, seed=config.seed)
+        rows = f"packed into {len(packing):,} rows of {length} tokens, {own.sum() / len(packing):.0f} used on average"
+    batch = next(
+        make_dataset(
+            train,
+            prompt,
+            music,
+            length=length,
+            batch=config.batch_size,
+            seed=config.seed,
+            parts=train.ranges,
+            weights=train.weights,
+            apart=config.data.mixing == "step",
+            packing=packing,
+        )
+    )
+    updates = config.steps // config.accumulate
+    seen = config.steps * config.batch_size * (len(train) / len(packing) if packing else 1.0)
     lines = [
         to_json(config).rstrip(),
         "",
-        f"{len(train):,} examples to train on, {len(held_out):,} to evaluate on",
-        f"rows of {length} tokens, {sizes.mean:.0f} used on average; {surveyed.cut.sum():,} answers are cut",
-        *packed,
-        *shown_rows(next(batches), prompt.tokenizer),
-        f"{config.steps:,} steps of {config.batch_size}, {config.steps // config.accumulate:,} updates",
-        *_epochs(train, seen),
+        f"{len(train):,} examples to train on, {len(held_out):,} to evaluate on, about {len(surveyed.clips):,} clips",
+        f"{rows}; {surveyed.cut.sum():,} answers are cut to {config.prompt.max_answer_tokens} tokens",
+        "",
+        "the first batch, what is learnt in «»:",
+        *shown_rows(batch, train, prompt.tokenizer),
+        "",
+        f"{config.steps:,} steps of {config.batch_size} {'rows' if packing else 'examples'}, {updates:,} updates",
+        *_epochs(config, train, seen),
     ]
     return "\n".join(lines)
 
 
-def shown_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Each row of a batch as text; a run of music tokens is [music 0-2], the texts that are learnt are in «»."""
-    return [f"row {b}: {_shown_row(batch, b, tokenizer)}" for b in range(len(batch["tokens"]))]
-
-
-def _shown_row(batch: Batch, b: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    music, learnt = batch["music_index"][b], batch["loss_weights"][b] > 0
-    used = int((batch["segments"][b] > 0).sum())
-    kind = np.where(music >= 0, 0, np.where(learnt, 1, 2))[:used] + 3 * batch["segments"][b, :used]
-    cuts = np.flatnonzero(np.diff(kind)) + 1
+def shown_rows(batch: Batch, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Each example of a batch, row by row: where it is from, and its text; a run of music tokens is [music 0-2]."""
     shown = []
-    for run in np.split(np.arange(used), cuts):
-        text = str(tokenizer.decode(batch["tokens"][b, run].tolist()))
-        is_music, is_learnt = music[run[0]] >= 0, learnt[run[0]]
-        shown.append(f"[music {music[run[0]]}-{music[run[-1]]}]" if is_music else f"«{text}»" if is_learnt else text)
+    for b, places in enumerate(batch["example"]):
+        for segment, place in enumerate(np.atleast_1d(places), 1):
+            if place >= 0:
+                text = _shown(batch, b, batch["segments"][b] == segment, tokenizer)
+                shown.append(f"row {b}, {examples[int(place)].where}: {text}")
+    return shown
+
+
+def _shown(batch: Batch, b: int, own: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
+    music, learnt = batch["music_index"][b, own], batch["loss_weights"][b, own] > 0
+    kind = np.where(music >= 0, 0, np.where(learnt, 1, 2))
+    shown = []
+    for run in np.split(np.arange(len(kind)), np.flatnonzero(np.diff(kind)) + 1):
+        if not len(run):
+            return "its clip cannot be heard"
+        first, last = run[0], run[-1]
+        text = str(tokenizer.decode(batch["tokens"][b, own][run].tolist()))
+        is_music = music[first] >= 0
+        shown.append(f"[music {music[first]}-{music[last]}]" if is_music else f"«{text}»" if learnt[first] else text)
     return "".join(shown).replace("\n", "\\n")
 
 
-def _epochs(train: Mixture, seen: float) -> list[str]:
+def _epochs(config: Config, train: Mixture, seen: float) -> list[str]:
+    data = config.data
+    wanted = parse_wanted(data.datasets, "config.data.datasets") if data.datasets else []
+    names = [f"{w.dataset}:{w.split}" for w in wanted] or [data.manifest]
     total = sum(train.weights)
-    shares = [seen * weight / total for weight in train.weights]
     return [
-        f"  {share / len(places):.2f} epochs of {len(places):,} examples, weight {weight:g}"
-        for share, places, weight in zip(shares, train.ranges, train.weights, strict=True)
+        f"  {seen * weight / total / len(places):.2f} epochs of the {len(places):,} examples of {name}"
+        + (f", {weight / total:.1%} of what is drawn" if len(names) > 1 else "")
+        for name, weight, places in zip(names, train.weights, train.ranges, strict=True)
     ]
 
 
