@@ -12,6 +12,7 @@ from mlingo_jax.data.datasets.manifest import Manifest
 from mlingo_jax.data.datasets.music_caps import MusicCaps
 from mlingo_jax.data.datasets.music_instruct import MusicInstruct
 from mlingo_jax.data.datasets.music_qa import MusicQA
+from mlingo_jax.data.datasets.report import reports_folder
 from mlingo_jax.data.datasets.song_describer import SongDescriber
 from mlingo_jax.errors import UserError, run_door
 from mlingo_jax.training.config import check
@@ -115,6 +116,8 @@ def _build(arguments: argparse.Namespace) -> None:
         options=options,
     )
     print(report.table())
+    if report.clips["there"] < report.wanted:
+        print(f"which clips are not used, and why: {reports_folder(arguments.data_dir, report.dataset)}")
 
 
 def _add_fetch(commands: argparse._SubParsersAction) -> None:

@@ -9,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlingo_jax.data.datasets import clips
@@ -161,6 +163,40 @@ def test_a_killed_build_goes_on(tmp_path, function, count):
     made, whole = contents(tmp_path / "data"), contents(tmp_path / "whole")
     assert made == whole
     assert [path.name for path in (tmp_path / "data" / ".building" / "music_caps").iterdir()] == []
+
+
+MORTAL = """
+import os, signal, sys, threading
+from pathlib import Path
+
+from mlingo_jax.data.datasets import clips
+from mlingo_jax.data.datasets.music_caps import MusicCaps
+from tests.collections_of_music import built
+
+clips.SHARD_CLIPS = 3
+threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGKILL)).start()
+folder = Path(sys.argv[2])
+built(MusicCaps, folder / "all.csv", folder / "audio", folder / "data", workers=2)
+os._exit(0)
+"""
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_build_killed_again_and_again_is_that_of_a_build_left_alone(tmp_path, kills):
+    annotations, audio = collection(tmp_path)
+    begin = time.perf_counter()
+    built(MusicCaps, annotations, audio, tmp_path / "whole")
+    whole, seconds = contents(tmp_path / "whole"), time.perf_counter() - begin
+    moments = np.random.default_rng(kills).uniform(0, 1.5 * seconds, kills)
+    for moment in moments:
+        command = [sys.executable, "-c", MORTAL, str(moment), str(tmp_path)]
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], check=False)
+        assert done.returncode in (0, -signal.SIGKILL)
+        if (tmp_path / "data" / "music_caps" / "1.0.0").exists():
+            assert contents(tmp_path / "data") == whole
+            shutil.rmtree(tmp_path / "data")
+    built(MusicCaps, annotations, audio, tmp_path / "data")
+    assert contents(tmp_path / "data") == whole
 
 
 @pytest.mark.usefixtures("small_shards")

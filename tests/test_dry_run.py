@@ -1,17 +1,19 @@
 """Before a run on prepared datasets: what is missing, and what it would train on."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from configs.base import Config
+from mlingo_jax.data.datasets.music_caps import MusicCaps
 from mlingo_jax.data.mixture import parse_wanted
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.config import config_names, load_config, to_json
 from mlingo_jax.training.dry_run import dry_run
 from mlingo_jax.training.missing import require_all
-from tests.collections_of_music import prepare_all, tones, write_jsonl
+from tests.collections_of_music import MUSIC_CAPS, built, prepare_all, tones, write_csv, write_jsonl
 from tests.tiny import tiny_llama, tiny_mert
 
 # Configs of the paper's runs: all but those that bring their own data.
@@ -106,8 +108,20 @@ def test_a_dry_run_of_packed_rows(folder):
     assert "12000.00 epochs of the 2 examples" in shown
 
 
-def test_a_tower_that_is_not_named_is_asked_for(folder):
+def test_a_clip_that_is_gone_is_no_accident(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    rows = [{**MUSIC_CAPS[0], "ytid": "other"}]
+    audio = tones(tmp_path / "audio", ["other.wav"])
+    built(MusicCaps, write_csv(tmp_path / "caps.csv", rows), audio, tmp_path / "data")
+    config = settled("finetune_mi_short", folder)
+    config.data.data_dir = str(tmp_path / "data")
+    assert "its clip cannot be heard" in dry_run(config)
+
+
+def test_what_is_not_named_is_asked_for(folder):
     config = settled("manifest", folder)
     config.mert.path = ""
     with pytest.raises(UserError, match=r"^config\.mert\.path is empty: name it"):
         dry_run(config)
+    with pytest.raises(UserError, match=r"^config\.data\.manifest is empty: name the examples' file"):
+        dry_run(settled("manifest", folder))

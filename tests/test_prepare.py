@@ -35,8 +35,10 @@ def test_a_dataset_is_prepared_and_reported(tmp_path):
     done = prepare(*arguments, "--workers", "2", "--min_share", "0.5")
     assert (done.returncode, done.stderr) == (0, "")
     assert "missing                              1  25.0%" in done.stdout
-    assert "examples in train                      2  of 2 annotated; published: 2,663" in done.stdout
-    assert (tmp_path / "data" / "reports" / "music_caps" / "missing.txt").read_text() == f"{IDS[0]}\n"
+    assert "examples in train                      2  of 2 annotated (2,663 published)" in done.stdout
+    reports = tmp_path / "data" / "reports" / "music_caps"
+    assert done.stdout.endswith(f"which clips are not used, and why: {reports}\n")
+    assert (reports / "missing.txt").read_text() == f"{IDS[0]}\n"
     assert Prepared(tmp_path / "data", "music_caps").splits == {"eval": 1, "train": 2}
     again = prepare(*arguments)
     assert (again.returncode, again.stdout) == (0, done.stdout)

@@ -67,12 +67,8 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         UserError: for everything that the user can have got wrong, the cheapest checks first.
     """
     check_batch(mesh, config.batch_size)
-    for name, value, meaning in (
-        ("data.manifest", config.data.manifest or config.data.datasets, "the examples' jsonl"),
-        ("llm.path", config.llm.path, "the language model, a folder or a hub id"),
-    ):
-        if not value:
-            raise UserError(f"config.{name} is empty: name {meaning}, with --config.{name}=…")
+    if not config.llm.path:
+        raise UserError("config.llm.path is empty: name the language model, a folder or a hub id")
     if config.data.packed and config.data.hear_in_step:
         raise UserError(
             "config.data.packed: rows of several examples need music that is heard before; "

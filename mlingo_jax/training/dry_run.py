@@ -140,9 +140,12 @@ def _count_music(config: Config, clips: Mapping[str, Audio]) -> dict[str, int]:
     assert isinstance(encoder.config, MertConfig)
     audio = AudioSettings.from_folder(encoder.files or find(config.mert.path))
     most = config.data.crop_seconds if config.data.hear_in_step or config.data.crops else float("inf")
+    seconds = _seconds(config, clips)
     return {
-        clip: count_tokens(round(min(seconds, most) * audio.sample_rate), audio, encoder.config, config.mert.window)
-        for clip, seconds in _seconds(config, clips).items()
+        clip: count_tokens(
+            round(min(seconds.get(clip, 0.0), most) * audio.sample_rate), audio, encoder.config, config.mert.window
+        )
+        for clip in clips
     }
 
 

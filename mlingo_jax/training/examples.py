@@ -16,6 +16,11 @@ def read_examples(config: Config) -> tuple[Mixture, Mixture]:
     data = config.data
     if data.manifest and data.datasets:
         raise UserError("config.data.manifest and config.data.datasets are both given: name one of them")
+    if not data.manifest and not data.datasets:
+        raise UserError(
+            "config.data.manifest is empty: name the examples' file, with --config.data.manifest=…, or what was "
+            "prepared, with --config.data.datasets=…"
+        )
     if data.datasets:
         train = read_mixture(data.data_dir, parse_wanted(data.datasets, "config.data.datasets"))
         wanted = parse_wanted(data.evaluate, "config.data.evaluate") if data.evaluate else []

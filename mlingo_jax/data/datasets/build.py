@@ -24,7 +24,7 @@ from mlingo_jax.data.datasets.clips import CHECKS, Clips, Judge
 from mlingo_jax.data.datasets.examples import Examples
 from mlingo_jax.data.datasets.lookup import find_all
 from mlingo_jax.data.datasets.prepared import PREPARED, PreparedClips, dataset_folder
-from mlingo_jax.data.datasets.report import Report, make_report, write_report
+from mlingo_jax.data.datasets.report import Report, make_report, reports_folder, write_report
 from mlingo_jax.data.lock import alone
 from mlingo_jax.errors import UserError
 
@@ -80,7 +80,7 @@ def build(
     published = builder.require_published(wanted.annotated, _clips_of_splits(wanted))
     name = "/".join(filter(None, [builder.name, builder.config_name]))
     flat = name.replace("/", "_")
-    reports = data_dir / "reports" / flat
+    reports = reports_folder(data_dir, name)
 
     def judge(checks: Sequence[Checked]) -> Report:
         report = make_report(name, checks, wanted.annotated, _kept(wanted, checks), published)

@@ -47,13 +47,11 @@ class Report:
         lines = [f"{name:<28}{count:>12,}  {note}".rstrip() for name, count, note in rows]
         for split, count in self.annotated.items():
             published = self.published.get(split)
-            note = "" if published is None else f"; published: {published:,}"
+            note = "" if published is None else f" ({published:,} published)"
             lines.append(f"{f'examples in {split}':<28}{self.kept.get(split, 0):>12,}  of {count:,} annotated{note}")
         if "" in self.published:
-            total = sum(self.annotated.values())
-            lines.append(
-                f"{'examples':<28}{sum(self.kept.values()):>12,}  of {total:,}; published: {self.published['']:,}"
-            )
+            kept, total = sum(self.kept.values()), sum(self.annotated.values())
+            lines.append(f"{'examples':<28}{kept:>12,}  of {total:,} annotated ({self.published['']:,} published)")
         return "\n".join([self.dataset, *lines])
 
 
@@ -71,6 +69,11 @@ def make_report(
         kept=dict(kept),
         published=dict(published),
     )
+
+
+def reports_folder(data_dir: Path, dataset: str) -> Path:
+    """Where a dataset's report is."""
+    return data_dir / "reports" / dataset.replace("/", "_")
 
 
 def write_report(folder: Path, report: Report, checks: Sequence[Checked]) -> None:
