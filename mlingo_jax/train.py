@@ -28,6 +28,7 @@ def main() -> None:
 
 def _run(config: Config) -> None:
     # Imported late: --help and mistakes on the command line need none of the numerical libraries.
+    from mlingo_jax import demo
     from mlingo_jax.processes import is_first, join, once
     from mlingo_jax.training.loop import train
 
@@ -37,8 +38,6 @@ def _run(config: Config) -> None:
 
         require_all(config)
     if config.demo is not None:
-        from mlingo_jax import demo
-
         demo.prepare(config)
     if config.dry_run:
         from mlingo_jax.training.dry_run import dry_run
