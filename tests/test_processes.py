@@ -12,14 +12,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import soundfile
+from safetensors.numpy import save_file
 
-from mlingo_jax import demo
+from mlingo_jax import caption, demo
 from mlingo_jax.errors import UserError
 from mlingo_jax.processes import Job, find_job
 from mlingo_jax.training.checkpoint import load_run_adapter
 from mlingo_jax.training.config import read_config
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
+from tests.tiny import tiny_llama, tiny_mert
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ROOT / "launch" / "local.sh"
@@ -119,6 +122,39 @@ def test_two_processes_of_four_devices_give_the_losses_of_one(two):
     kernels = [load_run_adapter(folder / name)[0]["projection"]["kernel"] for name in ("two", "one")]
     # Adam divides by the root of the second moment: where a gradient is near zero, its rounding is a step's.
     np.testing.assert_allclose(*kernels, atol=1e-4)
+
+
+@pytest.fixture
+def caption_words(tmp_path) -> list[str]:
+    tiny_mert(tmp_path / "mert")
+    tiny_llama(tmp_path / "llm")
+    rng = np.random.default_rng(0)
+    weights = {"llama_proj.weight": rng.normal(0, 0.2, (32, 24)), "llama_proj.bias": rng.normal(0, 1, 32)}
+    save_file({name: w.astype(np.float32) for name, w in weights.items()}, tmp_path / "adapter.safetensors")
+    (tmp_path / "music").mkdir()
+    for i in range(5):
+        soundfile.write(tmp_path / "music" / f"{i}.wav", rng.normal(0, 0.1, 9600 + 2400 * i), 24000)
+    (tmp_path / "music" / "2.wav").write_text("not audio")
+    paths = [f"--{name}={tmp_path / name}" for name in ("mert", "llm")]
+    paths.append(f"--adapter={tmp_path / 'adapter.safetensors'}")
+    return [str(tmp_path / "music"), "--question=What plays?", "--max_new_tokens=4", "--batch_size=2", *paths]
+
+
+def test_two_processes_write_the_answers_of_one(caption_words, environment, tmp_path, monkeypatch):
+    """The first two are answered before, by one process; of the rest each of two answers some."""
+    whole, dealt = tmp_path / "whole.jsonl", tmp_path / "dealt.jsonl"
+    monkeypatch.setattr(sys, "argv", ["caption", *caption_words, f"--output={whole}"])
+    assert caption.main() == 1
+    (tmp_path / settings.replace("out", "dealt")).write_bytes(
+        (tmp_path / settings.replace("out", "whole")).read_bytes()
+    )
+    dealt.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[:2]))
+    words = [LOCAL, "2", "mlingo_jax.caption", *caption_words, f"--output={dealt}"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "4 of 5 files answered, 2 of them before; 1 cannot be read" in done.stderr
+    assert "[1] " + str(dealt) not in done.stderr
+    assert dealt.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,21 @@
+# docker build --build-arg EXTRA=cuda -t mlingo_jax:cuda .
+# docker run --rm --gpus all -v "$PWD/runs:/work/runs" mlingo_jax:cuda mlingo_jax.train --config=demo
+FROM python:3.12-slim
+
+# cuda, tpu or torch, or several with commas; empty for a CPU.
+ARG EXTRA=""
+
+COPY pyproject.toml README.md LICENSE /source/
+COPY mlingo_jax /source/mlingo_jax
+COPY conversion /source/conversion
+COPY configs /source/configs
+RUN pip install --no-cache-dir "/source${EXTRA:+[$EXTRA]}" && rm -r /source
+
+# No root: what is written to a mounted folder belongs to this user.
+RUN useradd --create-home --uid 1000 mlingo && mkdir /work && chown mlingo /work
+USER mlingo
+WORKDIR /work
+ENV PYTHONUNBUFFERED=1
+
+ENTRYPOINT ["python", "-m"]
+CMD ["mlingo_jax.train", "--help"]
