@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from configs.base import Config
+from configs.base import QUANTIZATIONS, Config
 from conversion.released import MERT_330M
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
@@ -107,21 +107,30 @@ def decoding(
         start = time.perf_counter()
         jax.block_until_ready(decode(graph, params, ready, table, None, jnp.int32(tokens + 1)))
         times.append(time.perf_counter() - start)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    # Not nbytes, which counts an int4 as a byte.
+    size = sum(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(params)) // 8
     work = f"decode {batch} x {tokens} tokens"
     spent = float(np.median(times[1:]))
     return {"work": work, "seconds": spent, "moved": size * tokens, "units": batch * tokens, "unit": "tokens"}
 
 
-def random_network(network: type[Mert] | type[Llama], config: Any, dtype: str) -> tuple[nnx.GraphDef, Any]:
+def random_network(
+    network: type[Mert] | type[Llama], config: Any, dtype: str, **options: Any
+) -> tuple[nnx.GraphDef, Any]:
     """A network's graphdef and random parameters, made on the device one by one."""
-    abstract = nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0), **options))
     graph, state = nnx.split(abstract, nnx.Param)
-    make = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=1)
+
+    @partial(jax.jit, static_argnums=(1, 2))
+    def make(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        if jnp.issubdtype(dtype, jnp.integer):
+            return jax.random.randint(key, shape, -8, 8, jnp.int8).astype(dtype)
+        return 0.02 * jax.random.normal(key, shape, dtype)
+
     shapes = nnx.to_pure_dict(state)
     leaves, tree = jax.tree.flatten(shapes)
     made = [
-        make(key, leaf.shape)
+        make(key, leaf.shape, leaf.dtype)
         for key, leaf in zip(jax.random.split(jax.random.key(0), len(leaves)), leaves, strict=True)
     ]
     return graph, jax.tree.unflatten(tree, made)
@@ -163,16 +172,18 @@ def main() -> None:
     parser.add_argument("--peak_gbs", type=float, default=None, help="the device's memory bandwidth")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", default="none", choices=QUANTIZATIONS, help="of the language model's layers")
     flags = parser.parse_args()
     tiny = flags.size == "tiny"
     mert = MertConfig.from_json({**MERT_330M, **(TINY_MERT if tiny else {})}, "MERT-v1-330M")
     llama = LlamaConfig.from_json({**VICUNA_7B, **(TINY_VICUNA if tiny else {})}, "Vicuna v0 7B")
     device = jax.devices()[0]
-    print(f"{device.device_kind}, jax {jax.__version__}, {flags.dtype}, {flags.size}, medians of {flags.repeats}")
+    kinds = f"{flags.dtype}, quantization {flags.quantization}"
+    print(f"{device.device_kind}, jax {jax.__version__}, {kinds}, {flags.size}, medians of {flags.repeats}")
     limits = (flags.peak_tflops, flags.peak_gbs)
     for batch in (1, 2) if tiny else (1, 8, 32):
         report(hearing(mert, flags.dtype, batch, 2 if tiny else 30, flags.repeats), *limits)
-    graph, params = random_network(Llama, llama, flags.dtype)
+    graph, params = random_network(Llama, llama, flags.dtype, quantization=flags.quantization)
     for batch in (2,) if tiny else (2, 8, 32):
         report(training_step(graph, params, mert.width, llama, batch, 256, flags.repeats), *limits)
     for batch in (1, 4) if tiny else (1, 8, 32):
