@@ -27,7 +27,13 @@ from tests.tiny import tiny_llama
 
 KINDS = ("int8", "int4")
 # Axes that eight devices can share, whichever they are.
-WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8}
+WIDE: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
+DEEP = 8
 
 
 @pytest.fixture(scope="module")
@@ -178,17 +184,17 @@ from tests.test_step import WIDTH, config, make_batch
 
 graph, adapter = fit_adapter(None, features=WIDTH, tokens=256, states=None)
 
-def prepare(mesh, quantization, remat=True):
+def prepare(folder, mesh, quantization, remat="layer"):
     settings = config()
     settings.llm.remat = remat
-    llm = load_tower(sys.argv[1], kind="llama", dtype="float32", quantization=quantization, mesh=mesh)
+    llm = load_tower(folder, kind="llama", dtype="float32", quantization=quantization, mesh=mesh)
     networks = Networks(graph, llm.graphdef, None, False)
     step = jax.jit(jax.value_and_grad(lambda a, p, b: loss_sum(a, {"llm": p}, b, networks, settings), has_aux=True))
     return llm, step, (replicate(adapter, mesh), llm.params, put_batch(make_batch(0, rows=8), mesh))
 
 def learn(mesh, quantization):
     with jax.set_mesh(mesh):
-        llm, step, given = prepare(mesh, quantization)
+        llm, step, given = prepare(sys.argv[1], mesh, quantization)
         (loss, _), gradient = step(*given)
     gate = llm.params["layers"]["mlp"]["gate"]
     return {
@@ -200,7 +206,7 @@ def learn(mesh, quantization):
 
 def temporary(mesh, quantization, remat):
     with jax.set_mesh(mesh):
-        llm, step, given = prepare(mesh, quantization, remat)
+        llm, step, given = prepare(sys.argv[2], mesh, quantization, remat)
         return step.lower(*given).compile().memory_analysis().temp_size_in_bytes
 
 shapes = ((8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8))
@@ -209,17 +215,18 @@ found = {"int4": [learn(mesh, "int4") for mesh in meshes.values()]}
 found["int8"] = [learn(meshes[shape], "int8") for shape in ((8, 1, 1), (2, 2, 2))]
 # The optimiser could bring floats about again, so these programs are optimised.
 jax.config.update("jax_disable_most_optimizations", False)
-cases = (("none", False), ("int8", False), ("int4", False), ("int4", True))
+cases = (("int8", "none"), ("int4", "none"), ("int4", "dots"), ("int4", "layer"))
 found["temporary"] = [temporary(meshes[8, 1, 1], *case) for case in cases]
 print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
-def on_meshes(folder: Path) -> dict[str, Any]:
+def on_meshes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     root = Path(__file__).parents[1]
-    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    deep = tiny_llama(tmp_path_factory.mktemp("deep") / "llm", num_hidden_layers=DEEP, **WIDE)
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(deep)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -241,7 +248,7 @@ def test_scales_are_split_along_with_their_kernels(on_meshes: dict[str, Any]):
 
 
 def test_no_floats_of_all_layers_ever_stand(on_meshes: dict[str, Any]):
-    plain, *quantised = on_meshes["temporary"]
     width, inner = WIDE["hidden_size"], WIDE["intermediate_size"]
-    layer = 4 * (4 * width * width + 3 * width * inner)
-    assert max(quantised) - plain < layer
+    floats = 4 * DEEP * (4 * width * width + 3 * width * inner)
+    # Most of it is the activations'; with the floats it would be more than twice this.
+    assert max(on_meshes["temporary"]) < 0.8 * floats

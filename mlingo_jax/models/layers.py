@@ -65,12 +65,25 @@ class Projection(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
-# The backward pass makes the floats again: kept for it, those of all layers would stand at once.
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _quantized_einsum(
     equation: str, x: Float[Array, "..."], kernel: Int[Array, "..."], scale: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     return jnp.einsum(equation, x, dequantize(kernel, scale).astype(x.dtype))
+
+
+# Whatever a remat policy keeps of the forward pass, it is not the floats: those of all layers would stand at once.
+def _forward(equation: str, x: Array, kernel: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _quantized_einsum(equation, x, kernel, scale), (kernel, scale)
+
+
+def _backward(equation: str, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+    operands, out = equation.split("->")
+    given, axes = operands.split(",")
+    return _quantized_einsum(f"{out},{axes}->{given}", gradient, *kept), None, None
+
+
+_quantized_einsum.defvjp(_forward, _backward)
 
 
 class LayerNorm(nnx.Module):
