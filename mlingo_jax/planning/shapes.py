@@ -110,10 +110,11 @@ def weight_bytes(shapes: Shapes, mesh: Mesh) -> int:
     if shapes.config.data.hear_in_step:
         check_divides(encoder, "the encoder", mesh)
     trees = [split(llm, mesh)[1], *([split(encoder, mesh)[1]] if shapes.config.data.hear_in_step else [])]
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
+    bits = (
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype)
         for leaf in jax.tree.leaves(trees)
     )
+    return sum(bits) // 8
 
 
 def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
