@@ -65,8 +65,7 @@ class Projection(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _quantized_einsum(
+def _dequantized_einsum(
     equation: str, x: Float[Array, "..."], kernel: Int[Array, "..."], scale: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     return jnp.einsum(equation, x, dequantize(kernel, scale).astype(x.dtype))
@@ -74,15 +73,16 @@ def _quantized_einsum(
 
 # Whatever a remat policy keeps of the forward pass, it is not the floats: those of all layers would stand at once.
 def _forward(equation: str, x: Array, kernel: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _quantized_einsum(equation, x, kernel, scale), (kernel, scale)
+    return _dequantized_einsum(equation, x, kernel, scale), (kernel, scale)
 
 
 def _backward(equation: str, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
     operands, out = equation.split("->")
     given, axes = operands.split(",")
-    return _quantized_einsum(f"{out},{axes}->{given}", gradient, *kept), None, None
+    return _dequantized_einsum(f"{out},{axes}->{given}", gradient, *kept), None, None
 
 
+_quantized_einsum = jax.custom_vjp(_dequantized_einsum, nondiff_argnums=(0,))
 _quantized_einsum.defvjp(_forward, _backward)
 
 
