@@ -9,12 +9,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from mlingo_jax.errors import Stopped, UserError
 from mlingo_jax.training.checkpoint import load_run_adapter, restore
@@ -33,13 +34,26 @@ def corpus(tmp_path_factory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    return quick_environment(tmp_path_factory.mktemp("programs"))
+def keep_programs(folder: str | None, least_seconds: float) -> None:
+    """Where this process keeps what it compiles, and how long that has to have taken."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
+    reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """Of the processes; this one shares their programs."""
+    programs = tmp_path_factory.mktemp("programs")
+    before = jax.config.values["jax_compilation_cache_dir"]
+    least = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    keep_programs(str(programs), 0.0)
+    yield quick_environment(programs)
+    keep_programs(before, least)
 
 
 @pytest.fixture(scope="module")
-def alone(corpus, tmp_path_factory) -> Path:
+def alone(corpus, environment, tmp_path_factory) -> Path:
     """The folder of a run that was left alone."""
     workdir = tmp_path_factory.mktemp("runs") / "alone"
     train(as_config(settings(corpus, workdir)))
