@@ -190,6 +190,21 @@ def test_remat_changes_no_gradient(remat: str) -> None:
     np.testing.assert_allclose(gradient(embeddings, remat), gradient(embeddings, "none"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("remat", ["layer", "dots", "none"])
+def test_the_backward_pass_is_left_no_copy_of_the_weights(remat: str) -> None:
+    """What the layers' scan hands on has the activations' shapes, whatever is kept."""
+    positions, segments = map(jnp.asarray, packed([4, 6]))
+
+    def loss(embeddings: Array) -> Array:
+        return nnx.merge(GRAPHDEF, PARAMS)(embeddings, positions, segments, remat=remat).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(jnp.zeros((1, LENGTH, TINY.width)))
+    kept = {out.aval.shape for e in jaxpr.eqns if e.primitive.name == "scan" for out in e.outvars}
+    matrices = {leaf.shape for leaf in jax.tree.leaves(PARAMS["layers"]) if leaf.ndim > 2}
+    assert (TINY.layers, 1, LENGTH, TINY.width) in kept
+    assert not kept & matrices
+
+
 def test_bfloat16() -> None:
     """Hidden states in the model's dtype, logits in float32, and near those of float32."""
     positions, segments = map(jnp.asarray, packed([LENGTH]))
