@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -228,6 +230,55 @@ def test_two_processes_do_not_hear_into_one_cache(tmp_path):
         hear(clips, ear, cache, FINGERPRINT)
     assert not list(cache.glob("*.array_record"))
     assert len(hear(clips, ear, cache, FINGERPRINT)[0]) == 2
+
+
+TOGETHER = """
+import json, sys
+from mlingo_jax.processes import join
+
+join()
+sys.path.insert(0, sys.argv[1])
+from test_features import FINGERPRINT, CountingEar, hear, Path
+
+counting = CountingEar()
+clips = {f"clip {i}": Path(sys.argv[2]) / f"{i}.wav" for i in range(9)}
+cache, bad = hear(clips, counting, Path(sys.argv[2]) / "cache", FINGERPRINT, shard_clips=2, max_bad_fraction=0.5)
+print(json.dumps([counting.heard, len(cache), bad]))
+"""
+
+
+def test_two_processes_hear_together(tmp_path):
+    """Each its share; both know of all clips that cannot be heard."""
+    clips = write_clips(tmp_path, 9)
+    clips["clip 2"].write_text("not audio")
+    clips["clip 5"].unlink()
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+    command = [sys.executable, "-c", TOGETHER, str(Path(__file__).parent), str(tmp_path)]
+    job = {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **job, "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    # Before them, the collectives speak of their connections.
+    found = [json.loads(out.splitlines()[-1]) for out, _ in said]
+    assert [heard for heard, *_ in found] == [4, 3]
+    for _, cached, bad in found:
+        assert cached == 7
+        assert sorted(bad) == ["clip 2", "clip 5"]
+    cache = FeatureCache(tmp_path / "cache")
+    for name in clips.keys() - {"clip 2", "clip 5"}:
+        np.testing.assert_array_equal(cache[name], expected(clips[name]))
+    # The first one speaks for both.
+    assert [re.findall(r"heard \d of 9 clips", err) for _, err in said] == [["heard 9 of 9 clips"], []]
 
 
 def test_a_full_disk_leaves_the_finished_shards(tmp_path):

@@ -1,8 +1,10 @@
 """Hearing a prepared collection before any run, and the run that finds what was heard."""
 
+import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from configs.base import Config
 from mlingo_jax.data.datasets.manifest import Manifest
 from mlingo_jax.data.datasets.music_caps import MusicCaps
 from mlingo_jax.data.features import FeatureCache
+from mlingo_jax.data.shards import read_shapes, shard_paths
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.hear import hear_collection
 from mlingo_jax.training.loop import train
@@ -88,6 +91,33 @@ def test_a_cache_of_another_kind_is_refused_by_name(heard, folder, tmp_path):
         hear_collection(config, "music_caps")
     with pytest.raises(UserError, match=r"there and here are window: 325 and 100"):
         train(config)
+
+
+def test_two_processes_of_two_devices_hear_what_one_hears(heard, folder, tmp_path):
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "2"}
+    processes = [
+        subprocess.Popen(
+            door(folder, "music_caps", "--features", tmp_path),
+            cwd=ROOT,
+            env={**os.environ, **job, "JAX_PLATFORMS": "cpu", "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert f"{tmp_path}: 4 clips of music_caps are heard, 4 in all\n" in said[0][0]
+    assert "heard 4 of 4 clips" in said[0][1]
+    # The first one speaks for both.
+    assert "clips" not in said[1][0] + said[1][1]
+    ours, theirs = FeatureCache(tmp_path), FeatureCache(folder / "data" / "features")
+    assert [len(read_shapes(shard) or ()) for shard in shard_paths(tmp_path)] == [2, 2]
+    for clip in CLIPS:
+        np.testing.assert_allclose(ours[clip], theirs[clip], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 Axes: K features of a clip, D encoder width, S hidden states, C crops, N samples.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -21,6 +23,7 @@ from mlingo_jax.data.shards import DTYPES, Features, shard_path, unfinished, wri
 from mlingo_jax.data.stored import Audio, Waveform, read_ahead
 from mlingo_jax.data.unheard import require_few
 from mlingo_jax.errors import UserError
+from mlingo_jax.processes import barrier, gather, is_first, once
 
 Ear = Callable[[Sequence[Waveform]], Sequence[Features]]
 
@@ -46,14 +49,22 @@ def hear(
     clips: the audio of each clip. ear: from waveforms as `read_audio` gives them to features. minimum: samples a
     clip must have. A shard holds the clips of `shard_clips` files; after a kill, only the shard in work is heard again.
 
+    Several processes hear together when all of them call this with the same clips and a folder that all see: each hears
+    its share, with an ear on its own devices.
+
     Returns the cache, and why each clip that cannot be heard cannot. Raises UserError when these are more than
     `max_bad_fraction` of all clips (all others have been heard by then), when the folder holds features of another
     kind or would get some from another kind of device, when it cannot be written, or while another process hears into
     it.
     """
     folder = Path(folder)
-    with alone(folder / ".lock", f"{folder}: another process is hearing clips into this cache; wait until it is done"):
+    busy = f"{folder}: another process is hearing clips into this cache; wait until it is done"
+    # The first of several processes holds the lock for all of them.
+    with alone(folder / ".lock", busy) if is_first() else contextlib.nullcontext():
+        once("the feature cache", lambda: _open_or_make(folder, fingerprint))
         bad = _hear_missing(clips, ear, folder, fingerprint, minimum, shard_clips)
+        # When all have told, all shards are there.
+        bad = {name: reason for told in gather(bad) for name, reason in told.items()}
     require_few(bad.values(), len(clips), max_bad_fraction, f"the other clips' features are kept in {folder}")
     return FeatureCache(folder), bad
 
@@ -67,17 +78,19 @@ def _hear_missing(
     shard_clips: int,
 ) -> dict[str, str]:
     """Hears what is not in the cache yet, shard by shard; returns why each clip that cannot be heard cannot."""
-    cache = _open_or_make(folder, fingerprint)
-    todo = {name: clip for name, clip in clips.items() if name not in cache}
+    cache = FeatureCache.open(folder, fingerprint)
+    todo = [name for name in clips if name not in cache]
     if todo:
         # Nothing is added from another kind of device: its rounding would set some clips apart from the others.
         cache.require_fit(fingerprint, ignore=("versions",))
+    # Before anything is added: all must see the same clips missing.
+    barrier("the clips to be heard are known")
+    own = todo[jax.process_index() :: jax.process_count()]
     audio = AudioSettings(fingerprint.sample_rate, fingerprint.normalize)
     bad: dict[str, str] = {}
-    names = list(todo)
     with _Progress(len(clips), len(todo)) as progress:
-        for start in range(0, len(names), shard_clips):
-            shard = {name: todo[name] for name in names[start : start + shard_clips]}
+        for start in range(0, len(own), shard_clips):
+            shard = {name: clips[name] for name in own[start : start + shard_clips]}
             waveforms = _named(read_ahead(shard, audio, minimum), bad, progress)
             heard = _hear_in_batches(waveforms, ear, fingerprint, progress)
             write_shard(shard_path(folder, shard), heard, DTYPES[fingerprint.stored])
@@ -85,15 +98,20 @@ def _hear_missing(
 
 
 class _Progress:
-    """How far hearing is and how long it will take, for whoever watches: a bar on a terminal, else a line a minute."""
+    """How far hearing is and how long it will take, for whoever watches: a bar on a terminal, else a line a minute.
+
+    Of several processes the first shows its own pace as that of each: their shares are the same.
+    """
 
     def __init__(self, clips: int, todo: int):
         self._before, self._clips, self._heard = clips - todo, clips, 0
         self._begun = self._said = time.monotonic()
-        self._bar = tqdm(desc="hearing", total=clips, initial=self._before, unit="clip", disable=None)
+        shown = None if is_first() else True
+        self._bar = tqdm(desc="hearing", total=clips, initial=self._before, unit="clip", disable=shown)
 
     def add(self, clips: int) -> None:
-        """After so many more clips."""
+        """After so many more clips of this process."""
+        clips = min(clips * jax.process_count(), self._clips - self._before - self._heard)
         self._heard += clips
         self._bar.update(clips)
         if self._bar.disable and time.monotonic() - self._said >= _LINE_SECONDS:
@@ -104,7 +122,8 @@ class _Progress:
         done, rate = self._before + self._heard, self._heard / (self._said - self._begun)
         left = tqdm.format_interval((self._clips - done) / rate)
         line = f"heard {done:,} of {self._clips:,} clips, {rate:.1f} clips/s, {left} left"
-        print(line, file=sys.stderr, flush=True)
+        if is_first():
+            print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "_Progress":
         return self

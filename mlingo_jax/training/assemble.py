@@ -1,7 +1,6 @@
 """Everything that a run needs before its first step: towers on the devices, music, examples, rows, adapter."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -26,7 +25,7 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.training.examples import read_examples
-from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, open_music
+from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, most_seconds, open_music
 from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
 from mlingo_jax.training.sharding import check_batch, reading_share
@@ -136,7 +135,7 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         eval_batches=lambda: evaluation_batches(held_out, prompt, music.music, length=whole, **rows, **place),
         clips=len(surveyed.clips),
         row_examples=len(train) / len(packing) if packing else 1.0,
-        seconds=mean_seconds(train, most=config.data.crop_seconds if config.data.hear_in_step else math.inf),
+        seconds=mean_seconds(train, most=most_seconds(config)),
         notes=[
             *_notes(len(train), len(held_out), int(surveyed.cut.sum()), sizes.mean, length, music),
             *([f"{len(packing):,} rows of up to {packing.examples} examples each"] if packing else []),

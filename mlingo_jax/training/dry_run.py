@@ -24,6 +24,7 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.training.config import to_json
 from mlingo_jax.training.examples import read_examples
+from mlingo_jax.training.music import most_seconds
 from mlingo_jax.training.run import prompt_settings
 
 
@@ -139,8 +140,7 @@ def _count_music(config: Config, clips: Mapping[str, Audio]) -> dict[str, int]:
     encoder = open_tower(find(config.mert.path), "mert")
     assert isinstance(encoder.config, MertConfig)
     audio = AudioSettings.from_folder(encoder.files or find(config.mert.path))
-    most = config.data.crop_seconds if config.data.hear_in_step or config.data.crops else float("inf")
-    seconds = _seconds(config, clips)
+    most, seconds = most_seconds(config), _seconds(config, clips)
     return {
         clip: count_tokens(
             round(min(seconds.get(clip, 0.0), most) * audio.sample_rate), audio, encoder.config, config.mert.window

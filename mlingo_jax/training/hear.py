@@ -12,12 +12,15 @@ from mlingo_jax.data.hearing import count_tokens
 from mlingo_jax.data.mixture import clip_name
 from mlingo_jax.data.shards import DTYPES
 from mlingo_jax.data.stored import StoredAudio
+from mlingo_jax.processes import is_first
 from mlingo_jax.training.music import cache_folder, fixed_crops, hear_clips, listening, load_encoder
-from mlingo_jax.training.sharding import make_mesh
+from mlingo_jax.training.sharding import local_mesh
 
 
 def hear_collection(config: Config, dataset: str) -> str:
     """Hears the clips of the dataset's collection that the cache does not have, and says what is there then.
+
+    Several processes share the work, each on all its own devices.
 
     The config gives encoder, window, states and folders, as a run's does. Says what it will take before it begins.
 
@@ -32,10 +35,11 @@ def hear_collection(config: Config, dataset: str) -> str:
         clip_name(prepared.collection, clip): StoredAudio(prepared.collection, clip, clips.audio)
         for clip, *_ in clips.lengths()
     }
-    mesh = make_mesh(config.mesh)
+    mesh = local_mesh()
     with jax.set_mesh(mesh):
         tower = load_encoder(config, mesh)
-        print(f"{folder}: {expected_size(config, prepared, tower)}", file=sys.stderr)
+        if is_first():
+            print(f"{folder}: {expected_size(config, prepared, tower)}", file=sys.stderr, flush=True)
         cache, unheard = hear_clips(config, audio, tower, mesh)
     heard = f"{folder}: {len(audio) - len(unheard):,} clips of {prepared.collection} are heard, {len(cache):,} in all"
     return "\n".join([heard, *unheard.values()])

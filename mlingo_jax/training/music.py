@@ -6,6 +6,7 @@ whose clips have all been heard does not load the encoder at all.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,15 @@ def open_music(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> RunMus
     Raises:
         UserError: the encoder cannot be loaded or is not named; clips cannot be heard; the cache is of another kind.
     """
-    return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, clips, mesh)
+    return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, clips)
 
 
 def hear_clips(
     config: Config, clips: Mapping[str, Audio], tower: Tower, mesh: Mesh
 ) -> tuple[FeatureCache, dict[str, str]]:
-    """The run's cache with all clips that can be heard, and why the others cannot; the tower is on the mesh.
+    """The run's cache with all clips that can be heard, and why the others cannot; several processes share the work.
+
+    The tower is on the mesh, which is of this process's own devices.
 
     Raises:
         UserError: see `mlingo_jax.data.fill.hear`; the message names what sets a cache of another kind apart.
@@ -104,11 +107,16 @@ def hear_clips(
         minimum=tower.config.receptive_field,
         max_bad_fraction=config.data.max_bad_fraction,
     )
-    memory = {"path": lasting(config.mert.path), "files": _files(config.mert.path)}
-    temporary = cache.folder / f".{ENCODER}.partial"
-    temporary.write_text(json.dumps(memory, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(cache.folder / ENCODER)
+    if is_first():
+        _remember(config, cache.folder)
     return cache, unheard
+
+
+def _remember(config: Config, folder: Path) -> None:
+    memory = {"path": lasting(config.mert.path), "files": _files(config.mert.path)}
+    temporary = folder / f".{ENCODER}.partial"
+    temporary.write_text(json.dumps(memory, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / ENCODER)
 
 
 def fixed_crops(config: Config) -> Crops | None:
@@ -129,6 +137,11 @@ def listening(config: Config) -> dict[str, Any]:
         "crops": data.crops,
         "crop_seed": data.crop_seed if data.crops else 0,
     }
+
+
+def most_seconds(config: Config) -> float:
+    """How much of a clip is heard for one row, at most."""
+    return config.data.crop_seconds if config.data.hear_in_step or config.data.crops else math.inf
 
 
 def mean_seconds(examples: Examples, *, most: float, sample: int = 100) -> float | None:
@@ -158,34 +171,32 @@ def _heard_in_step(config: Config, mesh: Mesh) -> RunMusic:
     return RunMusic(music, tower.config.width, states, tower.identity, lasting(config.mert.path), tower, {})
 
 
-def _heard_before(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> RunMusic:
-    folder = cache_folder(config)
-    cache, unheard = _complete_cache(config, clips), {}
-    if cache is None:
-        # The first process hears, on its own devices; the others wait for what could not be heard.
-        if is_first():
-            own = local_mesh()
-            with jax.set_mesh(own):
-                tower = load_encoder(config, own)
-                check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
-                _, unheard = hear_clips(config, clips, tower, own)
-        unheard = from_first(unheard)
+def _heard_before(config: Config, clips: Mapping[str, Audio]) -> RunMusic:
+    folder, unheard = cache_folder(config), {}
+    # The first process judges for all: where each has the encoder's files on a disk of its own, their times differ.
+    if from_first(is_first() and _is_complete(config, clips)):
         cache = FeatureCache(folder)
+    else:
+        mesh = local_mesh()
+        with jax.set_mesh(mesh):
+            tower = load_encoder(config, mesh)
+            check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
+            cache, unheard = hear_clips(config, clips, tower, mesh)
     music = CachedMusic(cache, clips.keys() - unheard.keys())
     states = music.shape[0] if config.adapter.learn_states else None
     path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
     return RunMusic(music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unheard)
 
 
-def _complete_cache(config: Config, clips: Mapping[str, Audio]) -> FeatureCache | None:
-    """The cache, if all clips are in it and it is of this run's kind, as far as that is seen without the encoder."""
+def _is_complete(config: Config, clips: Mapping[str, Audio]) -> bool:
+    """Whether all clips are cached and of this run's kind, as far as that is seen without the encoder."""
     cache = heard_clips(config)
     if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips):
-        return None
+        return False
     made = cache.fingerprint
     same = all(getattr(made, name) == value for name, value in listening(config).items())
     known = not config.mert.path or _remembered(cache.folder).get("files") == _files(config.mert.path)
-    return cache if same and known and made.encoder.get("dtype") == config.mert.dtype else None
+    return same and known and made.encoder.get("dtype") == config.mert.dtype
 
 
 def load_encoder(config: Config, mesh: Mesh) -> Tower:
