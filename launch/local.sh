@@ -65,20 +65,22 @@ for signal in INT TERM USR1; do
   trap "kill -$signal ${pids[*]} 2> /dev/null || true" "$signal"
 done
 
-failed='' status=0 grace=10
+status=0 grace=10
 while true; do
   left=()
   for i in "${!pids[@]}"; do
     if kill -0 "${pids[i]}" 2> /dev/null; then
       left+=("${pids[i]}")
-    elif ! wait "${pids[i]}" && [[ -z $failed ]]; then
-      wait "${pids[i]}" || status=$?
-      failed=$i
-      echo "$0: process $i of $processes ended with status $status" >&2
+    else
+      ended=0
+      wait "${pids[i]}" || ended=$?
+      unset "pids[i]"
+      ((ended == 0)) || echo "$0: process $i of $processes ended with status $ended" >&2
+      ((status > 0)) || status=$ended
     fi
   done
   ((${#left[@]} > 0)) || exit "$status"
-  if [[ -n $failed ]] && ((grace-- == 0)); then
+  if ((status > 0 && grace-- == 0)); then
     echo "$0: ending the other processes" >&2
     kill -KILL "${left[@]}" 2> /dev/null || true
   fi

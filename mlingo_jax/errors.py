@@ -27,6 +27,7 @@ def run_door(main: Callable[[], int | None]) -> NoReturn:
     started it sees that the work is not finished.
     """
     sys.unraisablehook = _interrupt_again
+    failure = None
     try:
         sys.exit(main())
     except UserError as error:
@@ -38,14 +39,15 @@ def run_door(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         code = 130
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
         code = 1
+        failure = error
     if "jax" in sys.modules:
         # Late: that module needs this one, and loads JAX.
         from mlingo_jax.processes import leave
 
-        leave(code)
+        leave(code, failure)
     sys.exit(code)
 
 

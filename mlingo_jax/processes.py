@@ -185,13 +185,21 @@ def from_first(value: Any) -> Any:
     return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
 
 
-def leave(code: int) -> NoReturn:
-    """Ends a process that failed, for `run_door`.
+def leave(code: int, failure: Exception | None = None) -> NoReturn:
+    """Ends a process that failed, for `run_door`; `failure` is what nobody expected, if that is why.
 
     JAX would have it wait for the others at the exit, while they wait for it in a computation. So it waits for a
     moment only: if all have failed alike they part in peace, else the others see that one is gone, and end.
     """
     if jax.distributed.is_initialized():
+        if isinstance(failure, jax.errors.JaxRuntimeError):
+            reason = str(failure).partition("\n")[0]
+            print(
+                f"error: process {jax.process_index()} of {jax.process_count()}: what all processes compute together "
+                f"failed ({reason}); most likely another one has ended: see its last lines. The same command, given "
+                "to all again, goes on from what is saved",
+                file=sys.stderr,
+            )
         timer = threading.Timer(_LEAVE_SECONDS, os._exit, (code,))
         timer.daemon = True
         timer.start()
