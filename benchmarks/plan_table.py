@@ -27,18 +27,9 @@ from mlingo_jax.planning.shapes import Shapes, trace_train_step
 from mlingo_jax.training.config import load_config
 from mlingo_jax.training.sharding import make_mesh
 
-# Each with the mesh (data, fsdp, tensor) that `plan --search` puts first for bfloat16 weights.
-MACHINES = {
-    "v4-8": (4, 1, 1),
-    "v5e-8": (4, 2, 1),
-    "v5e-16": (8, 2, 1),
-    "v5p-8": (4, 1, 1),
-    "v6e-8": (8, 1, 1),
-    "a100-80:1": (1, 1, 1),
-    "a100-80:4": (4, 1, 1),
-    "h100:1": (1, 1, 1),
-    "h200:1": (1, 1, 1),
-}
+MACHINES = ("a100-80:1", "h100:1", "h200:1", "v5p-8", "a100-80:4", "v4-8", "v6e-8", "v5e-8", "v5e-16")
+# Devices that share the weights, where whole ones in bfloat16 leave too little room; else all go along the batch.
+FSDP = {("v5e-8", "none"): 2, ("v5e-16", "none"): 2}
 HEAD = """\
 | machine | mesh | weights | features | memory of a device, GiB | step at least | bound by | the run | device-hours |
 |---|---|---|---|---|---|---|---|---|"""
@@ -102,9 +93,9 @@ def main() -> None:
     for hear in (False, True):
         for quantization in ("none", "int8"):
             config = settings(quantization, hear)
-            for name, sizes in MACHINES.items():
-                machine = parse(name)
-                target = compile_target(machine)
+            for name in MACHINES:
+                machine, fsdp = parse(name), FSDP.get((name, quantization), 1)
+                target, sizes = compile_target(machine), (machine.devices // fsdp, fsdp, 1)
                 program = f"{target.name} {sizes} {quantization} {'heard' if hear else 'cached'}"
                 if program not in known:
                     prepare(target)

@@ -6,10 +6,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs.base import MeshConfig
 from mlingo_jax.planning.costs import Costs, compile_costs, out_of_memory, sent_bytes
+from mlingo_jax.planning.flops import operations
 from mlingo_jax.planning.machines import KINDS, Kind
 from mlingo_jax.planning.program import Collective
-from mlingo_jax.planning.roofline import Roofline, formula, roofline
+from mlingo_jax.planning.published import encoder_sizes, language_model_sizes
+from mlingo_jax.planning.roofline import Roofline, besides, formula, roofline
+from mlingo_jax.planning.shapes import Shapes, trace_train_step
+from mlingo_jax.training.config import load_config
+from mlingo_jax.training.sharding import make_mesh
 
 GATHER = Collective("all-gather", ("bf16[400]",), 800, 4, (3,), "body")
 KIND = Kind("k", memory=1e3, flops=1e6, bandwidth=1e4, link=1e3)
@@ -40,12 +46,21 @@ def test_the_roofline_is_the_slowest_of_three():
     assert (limit.seconds, limit.bound) == (2.4, "links")
 
 
-def test_the_formula():
-    # 32 clips of 30 s, rows of 48 tokens: hearing is two thirds of it.
-    frames, tokens = 32 * 2249, 32 * 48
-    least = formula(315_428_992, 6_738_423_808, frames=frames, tokens=tokens)
-    assert least == pytest.approx(45.4e12 + 41.4e12, rel=1e-3)
-    assert formula(1, 10, frames=0, tokens=7, passes=6) == 420
+def paper(hear: bool) -> Shapes:
+    config = load_config("pretrain")
+    config.data.hear_in_step = hear
+    encoder, llm = encoder_sizes(config.mert.path).config, language_model_sizes(config.llm.path).config
+    return Shapes(config, encoder, llm, seconds=30.0)
+
+
+@pytest.mark.parametrize("hear", [False, True])
+def test_the_formula_and_what_it_leaves_out_make_up_the_step(hear: bool):
+    shapes, tokens = paper(hear), 32 * 48
+    floor = (2 * 315_428_992 * 32 * 2249 if hear else 0) + 4 * 6_738_423_808 * tokens
+    assert formula(shapes) == floor
+    traced = trace_train_step(shapes, make_mesh(MeshConfig(), jax.devices()[:1]))
+    # Less is counted: embeddings are looked up, and a layer's last product is not needed again.
+    assert operations(traced.jaxpr) == pytest.approx(floor + sum(besides(shapes).values()), rel=0.1)
 
 
 def test_a_compiled_program():

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from mlingo_jax.planning.costs import Costs, sent_bytes
 from mlingo_jax.planning.machines import GIB, Machine
-from mlingo_jax.planning.roofline import Roofline, formula, roofline
+from mlingo_jax.planning.roofline import Roofline, besides, formula, roofline
 from mlingo_jax.planning.search import Candidate
 from mlingo_jax.planning.shapes import Shapes, parameter_counts
 
@@ -44,18 +44,11 @@ def describe_run(shapes: Shapes, sources: tuple[str, str]) -> list[str]:
 
 def describe_step(shapes: Shapes, costs: Costs, machine: Machine) -> list[str]:
     """A train step's memory, operations, traffic and collectives on each device, and the least time it takes."""
-    config = shapes.config
-    counts = parameter_counts(shapes)
-    frames = config.batch_size * shapes.frames if config.data.hear_in_step else 0
-    tokens = config.batch_size * shapes.length
-    least = formula(*counts, frames=frames, tokens=tokens)
-    again = formula(*counts, frames=frames, tokens=tokens, passes=6)
-    terms = f"{'2 N_encoder frames + ' if frames else ''}4 N_llm tokens = {least / 1e12:.1f} T"
-    if config.llm.remat == "layer":
-        terms += f", with activations computed again 6 N_llm: {again / 1e12:.1f} T"
+    terms = f"{'2 N_encoder frames + ' if shapes.config.data.hear_in_step else ''}4 N_llm tokens"
     lines = [
         f"memory       {_memory(costs, machine)}",
-        f"operations   {costs.operations / 1e12:.1f} T in all; by the formula {terms}",
+        f"operations   {costs.operations / 1e12:.1f} T in all; the floor {terms} is {formula(shapes) / 1e12:.1f} T",
+        *(f"             besides {name}: {count / 1e12:.1f} T" for name, count in besides(shapes).items()),
         f"moved        {costs.moved / 1e9:.1f} GB on each device",
         *describe_collectives(costs),
     ]

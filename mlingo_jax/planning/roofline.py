@@ -5,8 +5,10 @@ A lower bound: it takes the three to overlap fully, each at the maker's rate. Go
 
 import dataclasses
 
+from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.planning.costs import Costs
 from mlingo_jax.planning.machines import Kind
+from mlingo_jax.planning.shapes import Shapes, parameter_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +39,42 @@ def roofline(costs: Costs, kind: Kind, devices: int) -> Roofline:
     )
 
 
-def formula(encoder: int, llm: int, *, frames: int, tokens: int, passes: int = 4) -> int:
-    """Operations of an adapter-only step by parameters alone: two for each of the encoder's for each frame heard, and
-    for each token `passes` for each of the language model's.
+def formula(shapes: Shapes) -> int:
+    """Operations of an adapter-only step, by parameters: 2 N_encoder for each frame heard, 4 N_llm for each token.
 
-    4: forward, and the gradient of the activations; weights have none. 6 where activations are computed again.
+    Two for the forward pass, two for the activations' gradient; weights have none.
     """
-    return 2 * encoder * frames + passes * llm * tokens
+    encoder, llm = parameter_counts(shapes)
+    return 2 * encoder * _frames(shapes) + 4 * llm * shapes.config.batch_size * shapes.length
+
+
+def besides(shapes: Shapes) -> dict[str, int]:
+    """What a step computes that `formula` leaves out, by name.
+
+    Between tokens it is next to nothing: rows are short. Between the frames of a clip, frames^2 counts; and the
+    extractor's convolutions run at more than the frames' rate, up to 64 times.
+    """
+    config, encoder, frames = shapes.config, shapes.encoder, _frames(shapes)
+    found: dict[str, int] = {}
+    if config.llm.remat == "layer":
+        found["activations again 2 N_llm tokens"] = 2 * parameter_counts(shapes)[1] * config.batch_size * shapes.length
+    if frames:
+        found["the frames' attention"] = 4 * frames * shapes.frames * encoder.width * encoder.layers
+        found["the extractor"] = config.batch_size * _extractor(encoder, shapes.samples)
+    return found
+
+
+def _frames(shapes: Shapes) -> int:
+    return shapes.config.batch_size * shapes.frames if shapes.config.data.hear_in_step else 0
+
+
+def _extractor(encoder: MertConfig, samples: int) -> int:
+    """Operations of the convolutions for one clip, beyond two for each parameter and frame."""
+    inputs = (1, *encoder.conv_widths)
+    weights = [k * i * o for k, i, o in zip(encoder.conv_kernels, inputs, encoder.conv_widths, strict=False)]
+    places = samples
+    total = 0
+    for weight, kernel, stride in zip(weights, encoder.conv_kernels, encoder.conv_strides, strict=True):
+        places = (places - kernel) // stride + 1
+        total += 2 * weight * places
+    return total - 2 * sum(weights) * places
