@@ -37,7 +37,8 @@ def test_towers_are_those_that_are_loaded(quantization, tmp_path):
         seen = jax.tree.map(lambda a: (a.shape, a.dtype, a.sharding), params)
         assert seen == jax.tree.map(lambda a: (a.shape, a.dtype, a.sharding), tower.params)
         assert graph == tower.graphdef
-    assert weight_bytes(shapes, mesh) == sum(a.nbytes for a in jax.tree.leaves(loaded[1].params))
+    bits = sum(a.size * jax.dtypes.itemsize_bits(a.dtype) for a in jax.tree.leaves(loaded[1].params))
+    assert weight_bytes(shapes, mesh) == bits // 8
 
 
 def test_a_step_is_traced_with_the_batch_contract():
