@@ -20,7 +20,7 @@ from mlingo_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One line of a table, e.g. `Rule("layers.{l}.q_proj.weight", "layers.query.kernel", "(N H) D -> D N H")`.
+    """One line of a table, e.g. `Rule("layers.{l}.q_proj.weight", "layers.query.kernel", "(N H) D -> N D H")`.
 
     Attributes:
         torch: PyTorch's name. `{l}` is the slot on the leading axis L of a stacked Flax parameter.

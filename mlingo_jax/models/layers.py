@@ -1,7 +1,7 @@
 """What the encoder and the language model share: projections and norms.
 
 Axes: B rows, T places, D width, N heads, K key/value heads, H head width, F inner width, L layers.
-Every parameter carries its axes as letters (`nnx.Param(..., axes="LDNH")`): conversion and sharding read them.
+Every parameter carries its axes as letters (`nnx.Param(..., axes="LNDH")`): conversion and sharding read them.
 Layers of one kind are stacked along a leading L and run by `lax.scan` over their split state.
 """
 
@@ -28,7 +28,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 class Projection(nnx.Module):
-    """A linear map written as an einsum, e.g. "BTD,DNH->BTNH"; the kernel's axes are the second operand's.
+    """A linear map written as an einsum, e.g. "BTD,NDH->BTNH"; the kernel's axes are the second operand's.
 
     Computes in the input's dtype. `bias` names the bias's axes ("NH"), or is empty for none. `layers` stacks that many
     maps along a leading axis, to be sliced by a scan before the call. Quantised, the kernel is integers beside a scale

@@ -283,9 +283,9 @@ class Attention(nnx.Module):
         kept = {"layers": config.layers, "dtype": dtype, "quantization": quantization}
         project = partial(Projection, sizes=sizes, **kept, rngs=rngs)
         norm = partial(RMSNorm, config.head_width, axis="H", eps=config.eps, layers=config.layers, dtype=dtype)
-        self.query = project("BTD,DNH->BTNH", bias="NH" if config.qkv_bias else "")
-        self.key = project("BTD,DKH->BTKH", bias="KH" if config.qkv_bias else "")
-        self.value = project("BTD,DKH->BTKH", bias="KH" if config.qkv_bias else "")
+        self.query = project("BTD,NDH->BTNH", bias="NH" if config.qkv_bias else "")
+        self.key = project("BTD,KDH->BTKH", bias="KH" if config.qkv_bias else "")
+        self.value = project("BTD,KDH->BTKH", bias="KH" if config.qkv_bias else "")
         self.out = project("BTNH,NHD->BTD", bias="D" if config.out_bias else "")
         self.query_norm = norm() if config.qk_norm else None
         self.key_norm = norm() if config.qk_norm else None

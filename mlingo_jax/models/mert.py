@@ -232,9 +232,9 @@ class Attention(nnx.Module):
     def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         sizes = {"D": config.width, "N": config.heads, "H": config.width // config.heads}
         project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
-        self.query = project("BTD,DNH->BTNH", bias="NH")
-        self.key = project("BTD,DNH->BTNH", bias="NH")
-        self.value = project("BTD,DNH->BTNH", bias="NH")
+        self.query = project("BTD,NDH->BTNH", bias="NH")
+        self.key = project("BTD,NDH->BTNH", bias="NH")
+        self.value = project("BTD,NDH->BTNH", bias="NH")
         self.out = project("BTNH,NHD->BTD", bias="D")
 
     def __call__(self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
