@@ -100,7 +100,7 @@ def _heard(
     """What arrives at the projection, averaged over each clip."""
 
     @jax.jit
-    def hear(waveform: Float[Array, "1 N"]) -> Float[Array, " C"]:
+    def hear(params: dict[str, Any], waveform: Float[Array, "1 N"]) -> Float[Array, " C"]:
         mert = nnx.merge(graphdef, nnx.State(params))
         x, frames = waveform[..., None], jnp.array([waveform.shape[1]])
         for layer in mert.conv_layers:
@@ -109,7 +109,7 @@ def _heard(
         assert mert.feature_norm is not None
         return mert.feature_norm(x).mean((0, 1))
 
-    return np.stack([np.asarray(hear(normalize(clip)[None])) for clip in clips])
+    return np.stack([np.asarray(hear(params, normalize(clip)[None])) for clip in clips])
 
 
 def bands() -> Float[np.ndarray, " O"]:
