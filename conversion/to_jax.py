@@ -10,7 +10,8 @@ from conversion.checkpoints import write_checkpoint
 from conversion.folders import carry, find, identify, new_target, write_record
 from conversion.tensors import Tensors
 from conversion.towers import KINDS, OpenTower, open_tower
-from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.doors import run_door
+from mlingo_jax.errors import UserError
 from mlingo_jax.processes import is_first, join, once
 
 SHARD_BYTES = 512 * 2**20

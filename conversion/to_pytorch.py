@@ -17,7 +17,8 @@ from conversion.keymap import to_torch
 from conversion.tensors import Tensor, Tensors
 from conversion.torch_files import write_torch
 from conversion.towers import KINDS, OpenTower, open_tower
-from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.doors import run_door
+from mlingo_jax.errors import UserError
 from mlingo_jax.processes import is_first, join, once
 
 SHARD_BYTES = 5 * 10**9

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.doors import run_door
+from mlingo_jax.errors import UserError
 
 if TYPE_CHECKING:
     from mlingo_jax.api import MusiLingo

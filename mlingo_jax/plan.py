@@ -10,7 +10,8 @@ import argparse
 import sys
 import time
 
-from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.doors import run_door
+from mlingo_jax.errors import UserError
 from mlingo_jax.planning import machines
 from mlingo_jax.training.config import read_config
 

@@ -14,7 +14,8 @@ from mlingo_jax.data.datasets.music_instruct import MusicInstruct
 from mlingo_jax.data.datasets.music_qa import MusicQA
 from mlingo_jax.data.datasets.report import reports_folder
 from mlingo_jax.data.datasets.song_describer import SongDescriber
-from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.doors import run_door
+from mlingo_jax.errors import UserError
 from mlingo_jax.training.config import check
 
 DATASETS: tuple[type[Examples], ...] = (MusicCaps, MusicInstruct, MusicQA, LPMusicCaps, SongDescriber, Manifest)

@@ -7,7 +7,8 @@ from pathlib import Path
 from absl import logging
 
 from configs.base import Config
-from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.doors import run_door
+from mlingo_jax.errors import UserError
 from mlingo_jax.training.config import HELP, describe, read_config
 
 

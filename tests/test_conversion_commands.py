@@ -152,7 +152,7 @@ def test_a_full_disk(mert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
-        "from conversion.to_jax import main; from mlingo_jax.errors import run_door; run_door(main)"
+        "from conversion.to_jax import main; from mlingo_jax.doors import run_door; run_door(main)"
     )
     process = subprocess.run(
         [sys.executable, "-c", code, str(mert), str(tmp_path / "out")],

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COLLECTING = """
 import gc, os, signal, time
-from mlingo_jax.errors import run_door
+from mlingo_jax.doors import run_door
 left = [1]
 def interrupt(*_):
     if left: left.pop(), os.kill(os.getpid(), signal.SIGINT)
@@ -20,7 +20,8 @@ def main():
 run_door(main)
 """
 MISTAKEN = """
-from mlingo_jax.errors import UserError, run_door
+from mlingo_jax.doors import run_door
+from mlingo_jax.errors import UserError
 def main(): raise UserError("music.wav: there is no music in it")
 run_door(main)
 """

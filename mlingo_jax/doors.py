@@ -1,0 +1,51 @@
+"""How every command ends: a user's mistake in one clear line, never in a traceback."""
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from mlingo_jax.errors import Stopped, UserError
+
+
+def run_door(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a command's `main` and exits: 0 or its return value, 1 with one line on stderr for a `UserError`.
+
+    Stopped by a signal, it exits with 128 + its number (143 for SIGTERM), as if the signal itself had ended it: what
+    started it sees that the work is not finished.
+    """
+    sys.unraisablehook = _interrupt_again
+    failure = None
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        code = 128 + stopped.number
+    except KeyboardInterrupt:
+        print("stopped by the keyboard", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        traceback.print_exc()
+        code = 1
+        failure = error
+    if "jax" in sys.modules:
+        # Late: it loads JAX, which a mistake on the command line need not wait for.
+        from mlingo_jax.processes import leave
+
+        leave(code, failure)
+    sys.exit(code)
+
+
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Python drops a Ctrl-C that comes in the middle of a destructor or of a garbage collector's callback."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        # A moment later: here it would be dropped again.
+        main = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
