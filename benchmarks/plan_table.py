@@ -28,8 +28,8 @@ from mlingo_jax.training.config import load_config
 from mlingo_jax.training.sharding import make_mesh
 
 MACHINES = ("a100-80:1", "h100:1", "h200:1", "v5p-8", "a100-80:4", "v4-8", "v6e-8", "v5e-8", "v5e-16")
-# Devices that share the weights, where whole ones in bfloat16 leave too little room; else all go along the batch.
-FSDP = {("v5e-8", "none"): 2, ("v5e-16", "none"): 2}
+# Devices that share the weights, where whole ones leave too little room; else all go along the batch: that sends least.
+FSDP = {("v5e-8", "none", True): 2, ("v5e-16", "none", True): 2}
 HEAD = """\
 | machine | mesh | weights | features | memory of a device, GiB | step at least | bound by | the run | device-hours |
 |---|---|---|---|---|---|---|---|---|"""
@@ -94,7 +94,8 @@ def main() -> None:
         for quantization in ("none", "int8"):
             config = settings(quantization, hear)
             for name in MACHINES:
-                machine, fsdp = parse(name), FSDP.get((name, quantization), 1)
+                machine = parse(name)
+                fsdp = FSDP.get((name, quantization, hear), 1)
                 target, sizes = compile_target(machine), (machine.devices // fsdp, fsdp, 1)
                 program = f"{target.name} {sizes} {quantization} {'heard' if hear else 'cached'}"
                 if program not in known:
