@@ -1,5 +1,5 @@
 # docker build --build-arg EXTRA=cuda -t mlingo_jax:cuda .
-# docker run --rm --gpus all -v "$PWD/runs:/work/runs" mlingo_jax:cuda mlingo_jax.train --config=demo
+# docker run --rm --gpus all -v "$PWD/runs:/music/runs" mlingo_jax:cuda mlingo_jax.train --config=demo
 FROM python:3.12-slim
 
 # cuda, tpu or torch, or several with commas; empty for a CPU.
@@ -12,9 +12,9 @@ COPY configs /source/configs
 RUN pip install --no-cache-dir "/source${EXTRA:+[$EXTRA]}" && rm -r /source
 
 # No root: what is written to a mounted folder belongs to this user.
-RUN useradd --create-home --uid 1000 mlingo && mkdir /work && chown mlingo /work
+RUN useradd --create-home --uid 1000 mlingo && mkdir /music && chown mlingo /music
 USER mlingo
-WORKDIR /work
+WORKDIR /music
 ENV PYTHONUNBUFFERED=1
 
 ENTRYPOINT ["python", "-m"]
