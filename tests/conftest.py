@@ -21,7 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def kills(request: pytest.FixtureRequest) -> int:
     """How often a kill test kills what it tests, each time at another moment."""
-    return request.config.getoption("kills")
+    count = request.config.getoption("kills")
+    assert isinstance(count, int)
+    return count
 
 
 @pytest.fixture(scope="session")
