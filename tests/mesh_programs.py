@@ -25,8 +25,8 @@ from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama, LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
-from mlingo_jax.models.partition import partition
 from mlingo_jax.planning.program import collectives, donated
+from mlingo_jax.planning.shapes import split, text_batch
 from mlingo_jax.training.sharding import AXES, BATCH
 from mlingo_jax.training.step import Networks, compile_train_step, init_state
 from tests.tiny import LLAMA, MERT
@@ -54,22 +54,12 @@ ADAPTER = (FEATURES + 1) * LLAMA_CONFIG.width
 LAYER = 4 * LLAMA_CONFIG.width**2 + 3 * LLAMA_CONFIG.width * LLAMA_CONFIG.inner
 
 
-def network(make: Any) -> tuple[Any, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), nnx.Param)
+def network(make: Any, mesh: Mesh) -> tuple[Any, Any]:
+    return split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), mesh)
 
 
-def llama(dtype: Any) -> tuple[Any, nnx.State]:
-    return network(lambda rngs: Llama(LLAMA_CONFIG, dtype=dtype, rngs=rngs))
-
-
-def spread(state: nnx.State, mesh: Mesh) -> Any:
-    """The shapes of a network's parameters as they are kept on a mesh."""
-
-    def place(p: nnx.Param) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, partition(p.get_metadata("axes"), mesh))
-        return jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=sharding)
-
-    return nnx.to_pure_dict(jax.tree.map(place, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)))
+def llama(dtype: Any, mesh: Mesh) -> tuple[Any, Any]:
+    return network(lambda rngs: Llama(LLAMA_CONFIG, dtype=dtype, rngs=rngs), mesh)
 
 
 def laid(tree: Any, mesh: Mesh, spec: P) -> Any:
@@ -80,32 +70,27 @@ def laid(tree: Any, mesh: Mesh, spec: P) -> Any:
 def train_program(mesh: Mesh, dtype: Any) -> jax.stages.Compiled:
     """A step from kept features, every step an update."""
     config = dataclasses.replace(Config(), accumulate=1, steps=10)
-    graph, state = llama(dtype)
-    adapter_graph, adapter = network(lambda rngs: Adapter(FEATURES, LLAMA_CONFIG.width, rngs=rngs))
-    shapes = jax.eval_shape(lambda a: init_state(a, config), nnx.to_pure_dict(adapter))
-    integers = jax.ShapeDtypeStruct((ROWS, PLACES), jnp.int32)
-    batch = {
-        **dict.fromkeys(("tokens", "music_index", "positions", "segments"), integers),
-        "loss_weights": jax.ShapeDtypeStruct((ROWS, PLACES), jnp.float32),
-        "music": jax.ShapeDtypeStruct((ROWS, MUSIC, FEATURES), jnp.float32),
-    }
+    graph, params = llama(dtype, mesh)
+    adapter_graph, adapter = network(lambda rngs: Adapter(FEATURES, LLAMA_CONFIG.width, rngs=rngs), mesh)
+    shapes = jax.eval_shape(lambda a: init_state(a, config), adapter)
+    music = laid(jax.ShapeDtypeStruct((ROWS, MUSIC, FEATURES), jnp.float32), mesh, BATCH)
+    batch = {**text_batch(ROWS, PLACES, mesh), "music": music}
     step: Any = compile_train_step(Networks(adapter_graph, graph, None, False), config, mesh)
-    return step.lower(laid(shapes, mesh, P()), {"llm": spread(state, mesh)}, laid(batch, mesh, BATCH)).compile()
+    return step.lower(laid(shapes, mesh, P()), {"llm": params}, batch).compile()
 
 
 def hear_program(mesh: Mesh, dtype: Any) -> jax.stages.Compiled:
-    graph, state = network(lambda rngs: Mert(MERT_CONFIG, dtype=dtype, rngs=rngs))
+    graph, params = network(lambda rngs: Mert(MERT_CONFIG, dtype=dtype, rngs=rngs), mesh)
     clips = jax.ShapeDtypeStruct((ROWS, SAMPLES), jnp.float32), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
     listen = jax.jit(
         lambda params, waveform, lengths: nnx.merge(graph, nnx.State(params)).features(waveform, lengths, window=10),
         out_shardings=NamedSharding(mesh, BATCH),
     )
-    return listen.lower(spread(state, mesh), *laid(clips, mesh, BATCH)).compile()
+    return listen.lower(params, *laid(clips, mesh, BATCH)).compile()
 
 
 def decode_program(mesh: Mesh, dtype: Any) -> jax.stages.Compiled:
-    graph, state = llama(dtype)
-    params, new = spread(state, mesh), 64
+    (graph, params), new = llama(dtype, mesh), 64
     places = jax.ShapeDtypeStruct((ROWS, PLACES), jnp.int32)
     embeddings = jax.ShapeDtypeStruct((*places.shape, LLAMA_CONFIG.width), dtype)
     table = jax.ShapeDtypeStruct((START + 1, LLAMA_CONFIG.vocabulary), jnp.int32)

@@ -7,6 +7,7 @@ import jax
 from jax.stages import Traced
 
 from mlingo_jax.planning.flops import operations
+from mlingo_jax.planning.machines import GIB
 from mlingo_jax.planning.program import Collective, collectives
 from mlingo_jax.planning.traffic import moved_bytes
 
@@ -17,7 +18,7 @@ class DoesNotFit(Exception):
     """A program needs more memory than the device that it is compiled for has: bytes `needed` of those `available`."""
 
     def __init__(self, needed: float, available: float):
-        super().__init__(f"needs {needed / 2**30:.2f} of {available / 2**30:.2f} GiB")
+        super().__init__(f"needs {needed / GIB:.2f} of {available / GIB:.2f} GiB")
         self.needed, self.available = needed, available
 
 

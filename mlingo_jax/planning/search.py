@@ -9,10 +9,9 @@ from jax.sharding import Mesh
 from configs.base import MeshConfig
 from mlingo_jax.errors import UserError
 from mlingo_jax.planning.costs import Costs, DoesNotFit
+from mlingo_jax.planning.machines import GIB
 from mlingo_jax.planning.shapes import Shapes, weight_bytes
 from mlingo_jax.training.sharding import check_batch, make_mesh
-
-GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)

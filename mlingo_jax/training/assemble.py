@@ -15,16 +15,15 @@ from conversion.checksum import weights_checksum
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower, open_with_files
 from mlingo_jax.data.examples import Examples
 from mlingo_jax.data.mixture import Mixture
-from mlingo_jax.data.packing import ROW_LENGTH, pack
-from mlingo_jax.data.pipeline import evaluation_batches, make_dataset
+from mlingo_jax.data.pipeline import evaluation_batches
 from mlingo_jax.data.prompt import Prompt, load_tokenizer
 from mlingo_jax.data.rows import Batch
-from mlingo_jax.data.survey import row_length, row_sizes, survey
+from mlingo_jax.data.survey import row_sizes, survey
 from mlingo_jax.data.unheard import named
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.quantization import Quantization
-from mlingo_jax.training.examples import read_examples
+from mlingo_jax.training.examples import lay_out, read_examples, train_batches
 from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, most_seconds, open_music
 from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
@@ -89,12 +88,8 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
     quantization = cast(Quantization, config.llm.quantization)
     llm = load_tower(config.llm.path, kind="llama", dtype=config.llm.dtype, quantization=quantization, mesh=mesh)
     sizes = row_sizes(surveyed, music.music)
-    length = whole = row_length(sizes, Mixture([train, held_out]), config.data.length or None)
-    packing = None
-    if config.data.packed:
-        length = config.data.length or max(whole, ROW_LENGTH)
-        own, music_tokens = sizes.lengths[: len(train)], sizes.music[: len(train)]
-        packing = pack(own, music_tokens, train.ranges, length=length, seed=config.seed)
+    layout = lay_out(config, train, held_out, sizes)
+    packing = layout.packing
     graph, adapter = _make_adapter(config, music, llm)
     networks = Networks(adapter=graph, llm=llm.graphdef, mert=None, keep_states=config.adapter.learn_states)
     frozen = {"llm": llm.params}
@@ -107,11 +102,10 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         mert={"folder": music.folder, "identity": music.identity},
         llm={"folder": lasting(config.llm.path), "identity": llm.identity},
         adapter=weights_checksum(adapter),
-        data=describe_data(surveyed, len(train), length),
+        data=describe_data(surveyed, len(train), layout.length),
     )
 
     process, processes = reading_share(mesh)
-    rows = {"batch": config.batch_size // processes}
     place = {"process": process, "processes": processes}
     return Assembly(
         networks=networks,
@@ -119,25 +113,15 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         adapter=adapter,
         run=run,
         examples=train,
-        train_batches=lambda: make_dataset(
-            train,
-            prompt,
-            music.music,
-            length=length,
-            **rows,
-            **place,
-            seed=config.seed,
-            parts=train.ranges,
-            packing=packing,
-            weights=train.weights,
-            apart=config.data.mixing == "step",
+        train_batches=lambda: train_batches(config, train, prompt, music.music, layout, **place),
+        eval_batches=lambda: evaluation_batches(
+            held_out, prompt, music.music, length=layout.whole, batch=config.batch_size // processes, **place
         ),
-        eval_batches=lambda: evaluation_batches(held_out, prompt, music.music, length=whole, **rows, **place),
         clips=len(surveyed.clips),
-        row_examples=len(train) / len(packing) if packing else 1.0,
+        row_examples=layout.row_examples,
         seconds=mean_seconds(train, most=most_seconds(config)),
         notes=[
-            *_notes(len(train), len(held_out), int(surveyed.cut.sum()), sizes.mean, length, music),
+            *_notes(len(train), len(held_out), int(surveyed.cut.sum()), sizes.mean, layout.length, music),
             *([f"{len(packing):,} rows of up to {packing.examples} examples each"] if packing else []),
         ],
     )

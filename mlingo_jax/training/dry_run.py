@@ -14,16 +14,14 @@ from mlingo_jax.data.datasets.prepared import Prepared
 from mlingo_jax.data.examples import Example, Examples
 from mlingo_jax.data.hearing import count_tokens
 from mlingo_jax.data.mixture import Mixture, clip_name, parse_wanted
-from mlingo_jax.data.packing import ROW_LENGTH, pack
-from mlingo_jax.data.pipeline import make_dataset
 from mlingo_jax.data.prompt import Prompt, load_tokenizer
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.stored import Audio, duration
-from mlingo_jax.data.survey import row_length, row_sizes, survey
+from mlingo_jax.data.survey import row_sizes, survey
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.training.config import to_json
-from mlingo_jax.training.examples import read_examples
+from mlingo_jax.training.examples import lay_out, read_examples, train_batches
 from mlingo_jax.training.music import most_seconds
 from mlingo_jax.training.run import prompt_settings
 
@@ -55,34 +53,18 @@ def dry_run(config: Config) -> str:
         if not path:
             raise UserError(f"config.{name}.path is empty: name it with --config.{name}.path=…, also for a dry run")
     train, held_out = read_examples(config)
-    both = Mixture([train, held_out])
     prompt = Prompt(load_tokenizer(find(config.llm.path)), prompt_settings(config))
-    surveyed = survey(both, prompt)
+    surveyed = survey(Mixture([train, held_out]), prompt)
     music = CountedMusic(_count_music(config, surveyed.clips))
     sizes = row_sizes(surveyed, music)
-    length = row_length(sizes, both, config.data.length or None)
-    rows, packing = f"rows of {length} tokens, {sizes.mean:.0f} used on average", None
-    if config.data.packed:
-        own, tokens = sizes.lengths[: len(train)], sizes.music[: len(train)]
-        length = config.data.length or max(length, ROW_LENGTH)
-        packing = pack(own, tokens, train.ranges, length=length, seed=config.seed)
-        rows = f"packed into {len(packing):,} rows of {length} tokens, {own.sum() / len(packing):.0f} used on average"
-    batch = next(
-        make_dataset(
-            train,
-            prompt,
-            music,
-            length=length,
-            batch=config.batch_size,
-            seed=config.seed,
-            parts=train.ranges,
-            weights=train.weights,
-            apart=config.data.mixing == "step",
-            packing=packing,
-        )
-    )
+    layout = lay_out(config, train, held_out, sizes)
+    packing, rows = layout.packing, f"rows of {layout.length} tokens, {sizes.mean:.0f} used on average"
+    if packing:
+        used = sizes.lengths[: len(train)].sum() / len(packing)
+        rows = f"packed into {len(packing):,} rows of {layout.length} tokens, {used:.0f} used on average"
+    batch = next(train_batches(config, train, prompt, music, layout))
     updates = config.steps // config.accumulate
-    seen = config.steps * config.batch_size * (len(train) / len(packing) if packing else 1.0)
+    seen = config.steps * config.batch_size * layout.row_examples
     lines = [
         to_json(config).rstrip(),
         "",

@@ -1,8 +1,17 @@
-"""Which examples a run trains on and which it holds out: a manifest's, or those of prepared datasets."""
+"""Which examples a run trains on and which it holds out, of a manifest or prepared datasets; how they lie in rows."""
+
+import dataclasses
+
+import grain
 
 from configs.base import Config
 from mlingo_jax.data.manifest import read_manifest, split_examples
 from mlingo_jax.data.mixture import Mixture, evenly, parse_wanted, read_mixture
+from mlingo_jax.data.packing import ROW_LENGTH, Packing, pack
+from mlingo_jax.data.pipeline import make_dataset
+from mlingo_jax.data.prompt import Prompt
+from mlingo_jax.data.rows import Batch, Music
+from mlingo_jax.data.survey import RowSizes, row_length
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.music import heard_clips
 
@@ -31,3 +40,59 @@ def read_examples(config: Config) -> tuple[Mixture, Mixture]:
             raise UserError(f"{data.manifest}: no examples to train on; all are held out for evaluation")
         train, held_out = Mixture([alone]), Mixture([apart])
     return train, Mixture([evenly(held_out, data.eval_most)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a run's examples lie in rows.
+
+    whole: L of a row that holds one example; length: L of a row to train on, longer than `whole` where rows are packed.
+    row_examples: in a row to train on, on average.
+    """
+
+    whole: int
+    length: int
+    packing: Packing | None
+    row_examples: float
+
+
+def lay_out(config: Config, train: Mixture, held_out: Mixture, sizes: RowSizes) -> Layout:
+    """The rows of these examples, whose `sizes` are those of both in this order.
+
+    Raises:
+        UserError: a row is longer than config.data.length.
+    """
+    whole = row_length(sizes, Mixture([train, held_out]), config.data.length or None)
+    if not config.data.packed:
+        return Layout(whole, whole, None, 1.0)
+    length = config.data.length or max(whole, ROW_LENGTH)
+    own, music = sizes.lengths[: len(train)], sizes.music[: len(train)]
+    packing = pack(own, music, train.ranges, length=length, seed=config.seed)
+    return Layout(whole, length, packing, len(train) / len(packing))
+
+
+def train_batches(
+    config: Config,
+    train: Mixture,
+    prompt: Prompt,
+    music: Music,
+    layout: Layout,
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """The endless stream of batches of a run, or a process's share of it: see `make_dataset`."""
+    return make_dataset(
+        train,
+        prompt,
+        music,
+        length=layout.length,
+        batch=config.batch_size // processes,
+        process=process,
+        processes=processes,
+        seed=config.seed,
+        parts=train.ranges,
+        weights=train.weights,
+        apart=config.data.mixing == "step",
+        packing=layout.packing,
+    )
