@@ -262,3 +262,10 @@ def test_audio_heard_in_the_step_gives_what_features_heard_before_give(llm, mesh
     state, metrics = compile_train_step(networks_of(llm, graph, states), settings, mesh)(state, frozen, heard)
     assert float(metrics["loss"]) == pytest.approx(float(expected[0] / expected[1]), rel=1e-5)
     assert np.all(named_moments(state.moments)["1.0.mu.state_logits"] != 0)
+
+
+def test_nothing_is_added_in_any_order(step, llm, mesh):
+    """A GPU's scatter takes its summands as they come; two runs would differ in their last bits."""
+    traced = step.trace(first_state(mesh), {"llm": llm[1]}, on_device(make_batch(0)))
+    assert "dot_general" in str(traced.jaxpr)
+    assert "scatter" not in str(traced.jaxpr)

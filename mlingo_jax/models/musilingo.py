@@ -30,7 +30,9 @@ def embed_rows(
     music_index [[-1, -1,  0,  1,   -1]]   -> [bos, '▁###', music 0, music 1, '</']
     """
     text = llm.embed(tokens)
-    music = jnp.take_along_axis(music_tokens.astype(text.dtype), jnp.maximum(music_index, 0)[..., None], axis=1)
+    chosen = jax.nn.one_hot(music_index, music_tokens.shape[1], dtype=text.dtype)
+    # A product, and so is its gradient: a gather's would be a scatter, which a GPU adds up in any order.
+    music = jnp.einsum("BLM,BME->BLE", chosen, music_tokens.astype(text.dtype), precision=jax.lax.Precision.HIGHEST)
     return jnp.where(music_index[..., None] >= 0, music, text)
 
 
@@ -77,7 +79,9 @@ def _next_token_log_probs(llm: Llama, hidden: Float[Array, "B L E"], tokens: Int
     def score(_: None, block: tuple[Array, Array]) -> tuple[None, Array]:
         hidden, targets = block
         logits = vocabulary_logits(hidden, table)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        # No gather here either.
+        is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+        chosen = jnp.where(is_target, logits, 0).sum(-1)
         return None, chosen - jax.nn.logsumexp(logits, axis=-1)
 
     _, scores = jax.lax.scan(score, None, (blocks(hidden), blocks(targets)))
