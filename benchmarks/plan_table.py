@@ -57,7 +57,7 @@ def row(machine: Machine, target: Machine, sizes: tuple[int, int, int], config: 
     kept = "bfloat16" if config.llm.quantization == "none" else config.llm.quantization
     heard = "heard in the step" if config.data.hear_in_step else "cached"
     assert machine.kind
-    have = machine.kind.memory
+    have = machine.memory
     name = machine.name + ("" if machine == target else " *")
     head = f"| {name} | {' x '.join(map(str, sizes))} | {kept} | {heard} |"
     if costs is None or costs.memory > have:

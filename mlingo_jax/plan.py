@@ -55,7 +55,7 @@ def main() -> None:
     target = compile_target(machine)
     prepare(target)
     found = devices(target)
-    memory = machine.kind.memory if machine.kind else float("inf")
+    memory = machine.memory
 
     say(
         "\n".join(

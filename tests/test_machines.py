@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlingo_jax.errors import UserError
-from mlingo_jax.planning.machines import KINDS, SLICES_2D, SLICES_3D, parse
+from mlingo_jax.planning.machines import GIB, KINDS, SLICES_2D, SLICES_3D, memory_fraction, parse
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,7 @@ def test_names(text: str, name: str, devices: int):
         ("v5e:0x4", "a slice of v5e has 2 axes"),
         ("v5p-7", "no slice of that size is known here; there are v5p-2, v5p-8"),
         ("h100:2x2", "expected a number of devices, as in h100:4"),
+        ("h100:12", "a node holds 8 GPUs; expected up to 8 or a multiple of it"),
         ("cpu:0", "expected a number of devices"),
     ],
 )
@@ -73,3 +74,19 @@ def test_rates_are_those_of_devices():
     for kind in KINDS.values():
         assert 10e9 < kind.memory < 200e9 < kind.flops < 2e15
         assert kind.link < kind.bandwidth < kind.flops
+
+
+@pytest.mark.parametrize(
+    ("environment", "share"),
+    [({}, 0.75), ({"XLA_CLIENT_MEM_FRACTION": "0.9"}, 0.9), ({"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}, 0.5)],
+)
+def test_programs_have_the_share_of_a_gpu_that_jax_takes(monkeypatch, environment: dict[str, str], share: float):
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert parse("a100-40:1").memory == share * 40 * GIB
+    assert parse("v5e").memory == 15.75 * GIB
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "lots")
+    with pytest.raises(UserError, match="XLA_CLIENT_MEM_FRACTION=lots: expected a share"):
+        memory_fraction()

@@ -23,7 +23,7 @@ def describe_machine(machine: Machine, target: Machine) -> list[str]:
         )
     if target != machine:
         lines.append(f"             no compiler for it here: compiled for {target.name}, an estimate")
-    if not target.is_tpu:
+    if target.kind is None:
         lines.append("             a processor has no bfloat16: its temporaries hold copies in float32, an upper bound")
     return lines
 
@@ -128,7 +128,7 @@ def _by(sizes: tuple[int, ...]) -> str:
 
 
 def _memory(costs: Costs, machine: Machine) -> str:
-    of = f" of {machine.kind.memory / GIB:.2f}" if machine.kind else ""
+    of = f" of {machine.memory / GIB:.2f}" if machine.kind else ""
     parts = f"arguments {costs.arguments / GIB:.2f}, temporaries {costs.temporaries / GIB:.2f}"
     return f"{costs.memory / GIB:.2f}{of} GiB on each device: {parts}"
 
