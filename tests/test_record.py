@@ -54,4 +54,4 @@ def test_any_run_can_be_drawn(tmp_path, records):
         for step, values in enumerate(records, 1):
             record.write(step, values)
     assert plot_losses(tmp_path).read_bytes().startswith(b"\x89PNG")
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.partial"))

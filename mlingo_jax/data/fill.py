@@ -6,7 +6,6 @@ Axes: K features of a clip, D encoder width, S hidden states, C crops, N samples
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from mlingo_jax.data.stored import Audio, Waveform, read_ahead
 from mlingo_jax.data.unheard import require_few
 from mlingo_jax.errors import UserError
 from mlingo_jax.processes import barrier, gather, is_first, once
+from mlingo_jax.writing import write_whole
 
 Ear = Callable[[Sequence[Waveform]], Sequence[Features]]
 
@@ -178,12 +178,10 @@ def _open_or_make(folder: Path, fingerprint: Fingerprint) -> FeatureCache:
     path = folder / FINGERPRINT
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            temporary = folder / f".{FINGERPRINT}.partial"
-            temporary.write_text(json.dumps(dataclasses.asdict(fingerprint), indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{folder}: the music features cannot be kept there ({error.strerror})") from error
+    if not path.exists():
+        write_whole(path, [json.dumps(dataclasses.asdict(fingerprint), indent=2), "\n"])
     cache = FeatureCache.open(folder, fingerprint)
     for leftover in [*cache.damaged, *unfinished(folder)]:
         leftover.unlink()

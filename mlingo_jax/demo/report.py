@@ -17,6 +17,7 @@ from mlingo_jax.demo.corpus import Clip, read_clips
 from mlingo_jax.demo.materials import TIMES
 from mlingo_jax.demo.music import ATTRIBUTES
 from mlingo_jax.demo.texts import CAPTION, CAPTION_REQUESTS, QUESTIONS, named
+from mlingo_jax.writing import write_whole
 
 # The whole demo's clock: the module is imported as the command begins.
 _START = time.perf_counter()
@@ -45,8 +46,8 @@ def report(config: Config, workdir: Path) -> dict[str, Any]:
         "examples": [_example(i, corpus, clips, answers) for i in _spread(len(clips))],
         "settings": dataclasses.asdict(config),
     }
-    _write(workdir / "report.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    _write(workdir / "report.md", _markdown(values))
+    write_whole(workdir / "report.json", [json.dumps(values, indent=2, ensure_ascii=False), "\n"])
+    write_whole(workdir / "report.md", [_markdown(values)])
     _show(values, workdir, corpus)
     return values
 
@@ -140,9 +141,3 @@ def _show(values: Mapping[str, Any], workdir: Path, corpus: Path) -> None:
         f'--question "{ASKED[CAPTION]}" --output {workdir / "captions.jsonl"}',
     )
     sys.stdout.flush()
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.writing import replacing, write_whole
 
 Key = tuple[str, str]
 
@@ -33,7 +34,7 @@ class AnswerFile:
                 self._require_settings(settings)
                 self._keep_answers(asked)
             else:
-                _replace(self._settings_path, [json.dumps(settings, indent=2).encode() + b"\n"])
+                write_whole(self._settings_path, [json.dumps(settings, indent=2), "\n"])
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -87,7 +88,8 @@ class AnswerFile:
                     self.done.add(key)
                 dropped |= failed and key in asked
         if dropped:
-            _replace(self.path, self._kept_lines(asked))
+            with replacing(self.path) as partial, partial.open("wb") as file:
+                file.writelines(self._kept_lines(asked))
 
     def _kept_lines(self, asked: set[Key]) -> Iterator[bytes]:
         with self.path.open("rb") as file:
@@ -128,16 +130,6 @@ def _encode(line: Mapping[str, Any]) -> bytes:
 def _write_all(file: int, data: bytes) -> None:
     while data:
         data = data[os.write(file, data) :]
-
-
-def _replace(path: Path, lines: Iterator[bytes] | list[bytes]) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(lines)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

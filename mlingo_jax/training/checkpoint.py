@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 from conversion.folders import CHECKPOINTS, RUN, run_of
 from mlingo_jax.errors import UserError
 from mlingo_jax.processes import is_first
+from mlingo_jax.writing import write_whole
 
 SUMS = "SHA256SUMS"
 HELD_OUT = "eval_loss"
@@ -219,7 +220,7 @@ def _reason(error: Exception) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(SUMS))
+    return sorted(path for path in folder.rglob("*") if path.is_file() and SUMS not in path.name)
 
 
 def _finish(response: Any, folder: Path) -> None:
@@ -231,12 +232,7 @@ def _finish(response: Any, folder: Path) -> None:
 
 def _write_sums(folder: Path) -> None:
     lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
-    temporary = folder / f"{SUMS}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / SUMS)
+    write_whole(folder / SUMS, lines)
 
 
 def _check_sums(folder: Path) -> None:

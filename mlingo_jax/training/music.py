@@ -30,6 +30,7 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.processes import from_first, is_first
 from mlingo_jax.training.run import check_run
 from mlingo_jax.training.sharding import local_mesh
+from mlingo_jax.writing import write_whole
 
 ENCODER = "encoder.json"
 
@@ -114,9 +115,7 @@ def hear_clips(
 
 def _remember(config: Config, folder: Path) -> None:
     memory = {"path": lasting(config.mert.path), "files": _files(config.mert.path)}
-    temporary = folder / f".{ENCODER}.partial"
-    temporary.write_text(json.dumps(memory, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / ENCODER)
+    write_whole(folder / ENCODER, [json.dumps(memory, indent=2), "\n"])
 
 
 def fixed_crops(config: Config) -> Crops | None:

@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mlingo_jax.training.record import read_metrics
+from mlingo_jax.writing import replacing
 
 BLUE, ORANGE = "#3b6fb6", "#d9822b"
 
@@ -35,9 +36,8 @@ def plot_losses(workdir: Path) -> Path:
     if train or evaluation:
         axes.legend(frameon=False)
     path = workdir / "loss.png"
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
     return path
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from mlingo_jax.processes import is_first
+from mlingo_jax.writing import write_whole
 
 FILE = "metrics.jsonl"
 
@@ -35,7 +36,8 @@ class Record:
         self._writes = is_first()
         if not self._writes:
             return
-        _rewrite(path, kept)
+        # The records of later steps will come again.
+        write_whole(path, (json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=after + 1)
 
@@ -84,13 +86,3 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
-
-
-def _rewrite(path: Path, kept: list[dict[str, Any]]) -> None:
-    """Drops the records of later steps: they will come again."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -23,6 +23,7 @@ from mlingo_jax.data.survey import Survey
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.checkpoint import is_run, read_run
 from mlingo_jax.training.config import fields, to_json
+from mlingo_jax.writing import write_whole
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
 PACKAGES += ("soundfile", "soxr")
@@ -110,9 +111,9 @@ def changes_since(workdir: Path, run: Mapping[str, Any]) -> list[str]:
 def write_run(workdir: Path, config: Config, run: Mapping[str, Any]) -> None:
     """Writes config.json and run.json; the folder is a run's from the moment it has run.json."""
     workdir.mkdir(parents=True, exist_ok=True)
-    _write(workdir / "config.json", to_json(config))
+    write_whole(workdir / "config.json", [to_json(config)])
     if not is_run(workdir):
-        _write(workdir / RUN, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+        write_whole(workdir / RUN, [json.dumps(run, indent=2, ensure_ascii=False), "\n"])
 
 
 def _refuse(workdir: Path, compared: Sequence[tuple[str, Any, Any]]) -> None:
@@ -121,12 +122,6 @@ def _refuse(workdir: Path, compared: Sequence[tuple[str, Any, Any]]) -> None:
         raise UserError(
             f"{workdir}: holds another run: {'; '.join(differences)}. Choose another --config.workdir, or set it back"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

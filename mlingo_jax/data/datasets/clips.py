@@ -25,6 +25,7 @@ from tqdm import tqdm
 from mlingo_jax.data.datasets.check import Checked, Clip, Task, check
 from mlingo_jax.data.datasets.records import SteadyWriter
 from mlingo_jax.errors import UserError
+from mlingo_jax.writing import replacing, write_whole
 
 SPLIT = "clips"
 HASHES, NAMES, CHECKS = "hashes.npy", "clips.jsonl", "checks.jsonl"
@@ -118,9 +119,8 @@ class Clips(tfds.core.BeamBasedBuilder):
                     bar.update(len(tasks))
                     return
                 checks: list[Checked] = []
-                partial = shard.with_suffix(".partial")
-                self._example_writer().write(partial, self._serialized(tasks, checks, serializer, bar))
-                os.replace(partial, shard)
+                with replacing(shard) as partial:
+                    self._example_writer().write(partial, self._serialized(tasks, checks, serializer, bar))
                 _write_lines(shard.with_suffix(".jsonl"), map(dataclasses.asdict, checks))
 
             pool = ThreadPoolExecutor(self._workers)
@@ -219,7 +219,4 @@ def _read_checks(paths: Sequence[Path]) -> list[Checked]:
 
 
 def _write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(value) + "\n" for value in values)
-    os.replace(partial, path)
+    write_whole(path, (json.dumps(value) + "\n" for value in values))

@@ -2,15 +2,15 @@
 
 import json
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from mlingo_jax.data.datasets.check import Checked, Status
 from mlingo_jax.errors import UserError
+from mlingo_jax.writing import write_whole
 
 _STATUSES: tuple[str, ...] = get_args(Status)
 
@@ -84,12 +84,12 @@ def write_report(folder: Path, report: Report, checks: Sequence[Checked]) -> Non
     bad = (asdict(checked) for checked in checks if checked.status not in ("there", "missing"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "missing.txt", (checked.clip for checked in checks if checked.status == "missing"))
-        _replace(folder / "bad_clips.jsonl", map(json.dumps, bad))
-        _replace(folder / "duplicates.jsonl", map(json.dumps, _duplicates(checks)))
-        _replace(folder / "report.json", [json.dumps({**asdict(report), "share": round(report.share, 6)}, indent=2)])
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written ({error.strerror})") from error
+    _write_lines(folder / "missing.txt", (checked.clip for checked in checks if checked.status == "missing"))
+    _write_lines(folder / "bad_clips.jsonl", map(json.dumps, bad))
+    _write_lines(folder / "duplicates.jsonl", map(json.dumps, _duplicates(checks)))
+    _write_lines(folder / "report.json", [json.dumps({**asdict(report), "share": round(report.share, 6)}, indent=2)])
 
 
 def _duplicates(checks: Iterable[Checked]) -> list[list[str]]:
@@ -100,8 +100,5 @@ def _duplicates(checks: Iterable[Checked]) -> list[list[str]]:
     return sorted(sorted(clips) for clips in by_digest.values() if len(clips) > 1)
 
 
-def _replace(path: Path, lines: Iterable[Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    os.replace(partial, path)
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    write_whole(path, (f"{line}\n" for line in lines))
