@@ -30,6 +30,8 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 class Projection(nnx.Module):
     """A linear map written as an einsum, e.g. "BTD,NDH->BTNH"; the kernel's axes are the second operand's.
 
+    Those that are not summed over are the result's last.
+
     Computes in the input's dtype. `bias` names the bias's axes ("NH"), or is empty for none. `layers` stacks that many
     maps along a leading axis, to be sliced by a scan before the call. Quantised, the kernel is integers beside a scale
     in `dtype` (see `quantization`), and neither has a gradient.
@@ -65,24 +67,43 @@ class Projection(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
-def _dequantized_einsum(
+def _per_output(equation: str, scale: Float[Array, "..."]) -> Float[Array, "..."] | None:
+    """The scales along the product's last axes, if each makes whole outputs; None if they differ within a sum."""
+    operands, out = equation.split("->")
+    axes = operands.split(",")[1]
+    contracted = tuple(place for place, axis in enumerate(axes) if axis not in out)
+    if any(scale.shape[place] > 1 for place in contracted):
+        return None
+    return scale.squeeze(contracted)
+
+
+def _integer_einsum(
     equation: str, x: Float[Array, "..."], kernel: Int[Array, "..."], scale: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    return jnp.einsum(equation, x, dequantize(kernel, scale).astype(x.dtype))
+    outer = _per_output(equation, scale)
+    if outer is None:
+        return jnp.einsum(equation, x, dequantize(kernel, scale).astype(x.dtype))
+    # Multiplied into the kernel, they would have a GPU write its floats down before every product.
+    return jnp.einsum(equation, x, kernel.astype(x.dtype)) * outer.astype(x.dtype)
 
 
 # Whatever a remat policy keeps of the forward pass, it is not the floats: those of all layers would stand at once.
 def _forward(equation: str, x: Array, kernel: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _dequantized_einsum(equation, x, kernel, scale), (kernel, scale)
+    return _integer_einsum(equation, x, kernel, scale), (kernel, scale)
 
 
 def _backward(equation: str, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+    (kernel, scale), outer = kept, _per_output(equation, kept[1])
+    if outer is None:
+        kernel = dequantize(kernel, scale)
+    else:
+        gradient = gradient * outer.astype(gradient.dtype)
     operands, out = equation.split("->")
     given, axes = operands.split(",")
-    return _dequantized_einsum(f"{out},{axes}->{given}", gradient, *kept), None, None
+    return jnp.einsum(f"{out},{axes}->{given}", gradient, kernel.astype(gradient.dtype)), None, None
 
 
-_quantized_einsum = jax.custom_vjp(_dequantized_einsum, nondiff_argnums=(0,))
+_quantized_einsum = jax.custom_vjp(_integer_einsum, nondiff_argnums=(0,))
 _quantized_einsum.defvjp(_forward, _backward)
 
 
