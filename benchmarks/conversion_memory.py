@@ -25,7 +25,8 @@ from conversion.keymap import Shape, entries, parameters
 from conversion.llama import RULES
 from conversion.tensors import Tensor
 from conversion.torch_files import write_torch
-from mlingo_jax.models.llama import Llama, LlamaConfig
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama_config import LlamaConfig
 
 CONFIG = {
     "model_type": "llama",

@@ -25,7 +25,8 @@ from conversion.released import MERT_330M
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import Llama, LlamaConfig
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.planning.published import VICUNA_7B
 from mlingo_jax.training.sharding import make_mesh

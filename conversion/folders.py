@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 
 from conversion.checkpoints import read_json, write_json
 from mlingo_jax.errors import UserError
-from mlingo_jax.models.llama import FAMILIES
+from mlingo_jax.models.llama_config import FAMILIES
 
 Kind = Literal["mert", "llama", "adapter", "musilingo"]
 Layout = Literal["torch", "jax", "run"]

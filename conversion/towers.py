@@ -22,7 +22,8 @@ from conversion.keymap import Entry, Rule, check, entries, parameters, to_flax, 
 from conversion.naming import Names, Naming, canonical, drop_copies, spell
 from conversion.tensors import Tensor, Tensors
 from mlingo_jax.errors import UserError
-from mlingo_jax.models.llama import Llama, LlamaConfig
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 
 TowerName = Literal["mert", "llama"]

@@ -19,7 +19,7 @@ from conversion.checkpoints import read_checkpoint
 from conversion.checksum import weights_checksum
 from conversion.load import load_adapter, load_tower
 from mlingo_jax.errors import UserError
-from mlingo_jax.models.llama import LlamaConfig
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
 from tests.tiny import tiny_llama, tiny_mert
 

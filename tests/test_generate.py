@@ -19,7 +19,8 @@ from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.generate import Answer, Options, generate, stream
 from mlingo_jax.inference.sampling import row_keys
 from mlingo_jax.inference.stopping import ENDED_BY_EOS, StopRule, stop_rule
-from mlingo_jax.models.llama import Llama, LlamaConfig
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama_config import LlamaConfig
 from tests.tiny import tiny_tokenizer
 
 CONFIG = {

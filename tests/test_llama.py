@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array
 
-from mlingo_jax.models.llama import KVCache, LinearScaling, Llama, Llama3Scaling, LlamaConfig, visible
+from mlingo_jax.models.llama import KVCache, Llama, visible
+from mlingo_jax.models.llama_config import LinearScaling, Llama3Scaling, LlamaConfig
 
 LENGTH = 12
 TINY = LlamaConfig(

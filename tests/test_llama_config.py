@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from mlingo_jax.errors import UserError
-from mlingo_jax.models.llama import LinearScaling, Llama3Scaling, LlamaConfig
+from mlingo_jax.models.llama_config import LinearScaling, Llama3Scaling, LlamaConfig
 
 # As the files of these models have it, but for attributes that every one of them has.
 VICUNA_V0 = {

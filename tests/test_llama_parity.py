@@ -14,7 +14,8 @@ from jax import Array
 
 from conversion.load import load_tower
 from mlingo_jax.models.attention import attend
-from mlingo_jax.models.llama import NO_WINDOW, KVCache, Layers, Llama, LlamaConfig, rope_frequencies, rotation, visible
+from mlingo_jax.models.llama import NO_WINDOW, KVCache, Layers, Llama, rope_frequencies, rotation, visible
+from mlingo_jax.models.llama_config import LlamaConfig
 
 torch = pytest.importorskip("torch")
 

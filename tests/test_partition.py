@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from conversion.keymap import parameters
 from conversion.released import MERT_330M
 from mlingo_jax.errors import UserError
-from mlingo_jax.models.llama import Llama, LlamaConfig
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.models.partition import ROLES, STORED, check_divides, partition
 from tests.tiny import LLAMA

@@ -9,7 +9,7 @@ import pytest
 from configs.base import Config, MeshConfig
 from conversion.load import load_tower
 from mlingo_jax.errors import UserError
-from mlingo_jax.models.llama import LlamaConfig
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.planning.published import ENCODERS, LANGUAGE_MODELS, encoder_sizes, language_model_sizes
 from mlingo_jax.planning.shapes import Shapes, networks, parameter_counts, split, trace_train_step, weight_bytes

@@ -14,7 +14,8 @@ from jax.sharding import AxisType
 
 from configs.base import Config
 from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import Llama, LlamaConfig
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.training.optim import learning_rate, named_moments
 from mlingo_jax.training.sharding import replicate

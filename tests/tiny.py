@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from conversion.keymap import Rule, entries, parameters
 from conversion.llama import RULES as LLAMA_RULES
 from conversion.mert import RULES as MERT_RULES
-from mlingo_jax.models.llama import Llama, LlamaConfig
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 
 TEXTS = [

@@ -21,7 +21,8 @@ from mlingo_jax.demo.music import ATTRIBUTES
 from mlingo_jax.demo.texts import CAPTION, all_templates, ask, tell
 from mlingo_jax.demo.towers import Batch, Params, fit, write_tower
 from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import Llama, LlamaConfig
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.musilingo import answer_loss
 
 ARCHITECTURE = {

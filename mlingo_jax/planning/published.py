@@ -8,7 +8,7 @@ from typing import Any
 from conversion.checkpoints import read_json
 from conversion.released import LLAMA_1, MERT_330M
 from mlingo_jax.errors import UserError
-from mlingo_jax.models.llama import LlamaConfig
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
 
 # Source: the towers' config.json on the Hugging Face hub; what only training reads is left out.

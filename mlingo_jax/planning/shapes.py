@@ -22,7 +22,8 @@ from configs.base import Config
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import Llama, LlamaConfig
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.models.partition import check_divides, partition
 from mlingo_jax.models.quantization import Quantization
