@@ -1,9 +1,10 @@
-"""How every command ends: a user's mistake in one clear line, never in a traceback."""
+"""How every command ends: a user's mistake in one clear line, never in a traceback. Warnings take one line, too."""
 
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ def run_door(main: Callable[[], int | None]) -> NoReturn:
     started it sees that the work is not finished.
     """
     sys.unraisablehook = _interrupt_again
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     failure = None
     try:
         sys.exit(main())

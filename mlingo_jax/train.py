@@ -1,7 +1,6 @@
 """Trains the adapter: `python -m mlingo_jax.train --config=NAME [--config.FIELD=VALUE ...]`; `--help` explains."""
 
 import sys
-import warnings
 from pathlib import Path
 
 from absl import logging
@@ -20,7 +19,6 @@ def main() -> None:
     config = read_config(argv)
     # Orbax reports its own work, and the tracebacks of its threads, through absl; failures reach us as exceptions.
     logging.set_verbosity(logging.FATAL)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         _run(config)
     except OSError as error:

@@ -26,12 +26,19 @@ def main(): raise UserError("music.wav: there is no music in it")
 run_door(main)
 """
 
+WARNED = """
+import warnings
+from mlingo_jax.doors import run_door
+run_door(lambda: warnings.warn("there is little music in it"))
+"""
+
 
 @pytest.mark.parametrize(
     ("program", "code", "shown"),
     [
         pytest.param(COLLECTING, 130, "stopped by the keyboard\n", id="interrupted while garbage is collected"),
         pytest.param(MISTAKEN, 1, "error: music.wav: there is no music in it\n", id="mistaken"),
+        pytest.param(WARNED, 0, "warning: there is little music in it\n", id="warned"),
     ],
 )
 def test_a_command_ends_with_one_line(program, code, shown):

@@ -262,3 +262,12 @@ def reference_llm(llm: Llama) -> Any:
 def test_options_out_of_range_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         Options(**wrong)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_limits_of_a_draw_that_is_none_are_told(beams):
+    with pytest.warns(UserWarning, match="^top_p will not be used: at temperature 0 nothing is drawn"):
+        Options(top_p=0.9, num_beams=beams)
+    with pytest.warns(UserWarning, match="^top_k and top_p will not be used"):
+        Options(top_k=5, top_p=0.9, num_beams=beams)
+    Options(top_p=1.0, num_beams=beams)

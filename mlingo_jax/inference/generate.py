@@ -5,6 +5,7 @@ Axes: B rows, P places of the padded prompt, E language-model width.
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ class Options:
 
     At temperature 0 the most probable token is taken; above it tokens are drawn, after `top_k` and `top_p` if given.
     With several beams the hypothesis of the highest mean log-probability per token is searched for, without drawing.
+    Warns of a `top_k` or `top_p` at temperature 0, where it is not used.
 
     Raises:
         UserError: a number is out of its range, or beams and a temperature are given together.
@@ -50,6 +52,12 @@ class Options:
             raise UserError(
                 f"num_beams is {self.num_beams} and temperature {self.temperature}: beam search does not draw; "
                 "give num_beams 1 or temperature 0"
+            )
+        limits = {"top_k": self.top_k is not None, "top_p": self.top_p not in (None, 1)}
+        if self.temperature == 0 and any(limits.values()):
+            given = " and ".join(name for name, is_given in limits.items() if is_given)
+            warnings.warn(
+                f"{given} will not be used: at temperature 0 nothing is drawn; give a temperature above 0", stacklevel=3
             )
 
     @property
