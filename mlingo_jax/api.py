@@ -4,6 +4,7 @@ Axes: B rows, L places in a row, M (or K) music tokens, N samples, D encoder wid
 """
 
 import dataclasses
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,7 @@ from conversion.folders import run_of
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
 from mlingo_jax.data.hearing import Ear
-from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, load_tokenizer
+from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, load_tokenizer, read_context
 from mlingo_jax.errors import UserError
 from mlingo_jax.inference import generate as inference
 from mlingo_jax.inference.generate import Answer, Options
@@ -83,6 +84,7 @@ class MusiLingo:
         questions, answers = _one_each(clips, questions, "questions"), _one_each(clips, answers, "answers")
         features = self.encode(clips)
         rows = [self.prompt.row(q, a, f.shape[-2]) for q, a, f in zip(questions, answers, features, strict=True)]
+        self._check_context(rows, 0)
         with self._on_mesh():
             log_probs = np.asarray(_log_probs(self._graphdefs, self._params, *self._batch(rows, features)))
         return [scores[: len(row.tokens)][row.loss_weights > 0] for scores, row in zip(log_probs, rows, strict=False)]
@@ -167,6 +169,7 @@ class MusiLingo:
         waveforms = self._waveforms(clips)
         features = self._hear(waveforms)
         rows = [self.prompt.row(q, None, f.shape[-2]) for q, f in zip(questions, features, strict=True)]
+        self._check_context(rows, options.max_new_tokens)
         batch, music = self._batch(rows, features)
         salts = [zlib.crc32(q.encode(), zlib.crc32(w.data)) for q, w in zip(questions, waveforms, strict=True)]
         salts += [0] * (len(batch["tokens"]) - len(salts))
@@ -181,6 +184,18 @@ class MusiLingo:
             "keys": row_keys(seed, np.array(salts, np.uint32)),
         }
 
+    def _check_context(self, rows: Sequence[Row], new: int) -> None:
+        """Warns if a row with as many new tokens is longer than the language model was made for."""
+        context, longest = read_context(self.llm.folder), max(len(row.tokens) for row in rows) + new
+        if context is not None and longest > context:
+            # Rounded up: of many batches, each a little longer, not every one has to be told.
+            warnings.warn(
+                f"rows of up to {_round_up(longest):,} tokens, answers included, are longer than the {context:,} that "
+                f"{self.llm.folder} was made for (its max_position_embeddings): expect poor answers past these; give "
+                "shorter clips or a lower max_new_tokens",
+                stacklevel=4,
+            )
+
     def _batch(
         self, rows: Sequence[Row], features: Sequence[Float[np.ndarray, "..."]]
     ) -> tuple[dict[str, np.ndarray], Float[np.ndarray, "B ..."]]:
@@ -191,7 +206,7 @@ class MusiLingo:
         music = np.zeros((count, *features[0].shape[:-2], places, features[0].shape[-1]), np.float32)
         for b, f in enumerate(features):
             music[b, ..., : f.shape[-2], :] = f
-        return collate(rows, -(-longest // PLACES) * PLACES, count), music
+        return collate(rows, _round_up(longest), count), music
 
     def _stop_rule(self) -> StopRule:
         eos, vocabulary = read_eos(self.llm.folder), self.llm.config.vocabulary
@@ -271,6 +286,10 @@ def load(
     )
     tokens = Prompt(load_tokenizer(language.folder), prompt or PromptSettings())
     return MusiLingo(ear, language, graph, params, tokens, mesh)
+
+
+def _round_up(tokens: int) -> int:
+    return -(-tokens // PLACES) * PLACES
 
 
 def _require_list(clips: Sequence[Clip]) -> None:

@@ -81,6 +81,18 @@ def test_draws_differ_by_seed_clip_and_question(model, clips):
     assert model.generate([clips[1]], "What?", options)[0] != first[0]
 
 
+def test_answers_past_what_the_language_model_was_made_for_are_told(towers, clips, tmp_path):
+    """But they come, as they do with transformers."""
+    model = mlingo_jax.load(mert=towers[0], llm=tiny_llama(tmp_path, max_position_embeddings=90), dtype="float32")
+    prompt = len(model.prompt.row("What?", None, len(model.encode(clips[:1])[0])).tokens)
+    fits = model.answer(clips[:1], "What?", max_new_tokens=90 - prompt)
+    with pytest.warns(UserWarning, match="^rows of up to 128 tokens.* longer than the 90 that"):
+        longer = model.answer(clips[:1], "What?", max_new_tokens=91 - prompt)
+    assert longer[0].startswith(fits[0])
+    with pytest.warns(UserWarning, match="longer than the 90 that"):
+        model.score(clips[:1], "What?", ["A bell. " * 20])
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_stream_gives_the_answer_in_pieces(model, clips, temperature):
     pieces = list(model.stream(clips[2], QUESTIONS[2], max_new_tokens=20, temperature=temperature))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlingo_jax.data.prompt import STAGE_1, Prompt, PromptSettings, collate, load_tokenizer
+from mlingo_jax.data.prompt import STAGE_1, Prompt, PromptSettings, collate, load_tokenizer, read_context
 from mlingo_jax.errors import UserError
 from tests.tiny import tiny_tokenizer
 
@@ -151,6 +151,23 @@ def test_settings_of_another_version_are_refused():
         PromptSettings.from_json({**values, "colour": "red"})
     with pytest.raises(UserError, match="expected the fields"):
         PromptSettings.from_json({"template": ""})
+
+
+@pytest.mark.parametrize(
+    ("values", "context"),
+    [
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"max_sequence_length": 2048}, 2048),
+        ({"max_position_embeddings": 0, "rope_scaling": None}, None),
+        # Vicuna 1.5 16k's, in transformers' spellings of version 4 and 5, and LLaMA 3.2's.
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}, 16384),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 32.0}}, 131072),
+    ],
+)
+def test_how_long_a_text_a_language_model_was_made_for(tmp_path, values, context):
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_context(tmp_path) == context
 
 
 def test_a_folder_without_a_usable_tokenizer_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import subprocess
 import termios
 from pathlib import Path
@@ -14,9 +15,11 @@ import pytest
 import mlingo_jax
 from mlingo_jax.data.lock import alone
 from mlingo_jax.errors import UserError
+from mlingo_jax.training.assemble import assemble
 from mlingo_jax.training.checkpoint import load_run_adapter, restore
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
+from mlingo_jax.training.sharding import make_mesh
 from tests.tiny import tiny_llama, tiny_mert
 from tests.tiny_run import ROOT, STEPS, WINDOW, as_config, command, make_corpus, quick_environment, settings
 
@@ -129,6 +132,14 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(finished, corpus
     workdir, _ = finished
     with alone(workdir / ".lock", "busy"), pytest.raises(UserError, match="another process is training in it"):
         train(as_config(settings(corpus, workdir)))
+
+
+def test_rows_longer_than_the_language_model_was_made_for_are_told(finished, corpus, tmp_path):
+    llm = tiny_llama(tmp_path / "llm", max_position_embeddings=16)
+    values = settings(corpus, tmp_path) | {"llm.path": llm, "data.features": finished[0] / "features"}
+    config = as_config(values)
+    notes = assemble(config, make_mesh(config.mesh)).notes
+    assert any(re.match(r"rows of up to \d+ tokens are longer than the 16 that", note) for note in notes)
 
 
 def test_a_batch_that_the_mesh_cannot_split(corpus, tmp_path):

@@ -9,6 +9,7 @@ Each piece is tokenised by itself, as the original does, so its ids do not depen
 no padding before its end.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -181,6 +182,20 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
+
+
+def read_context(folder: Path) -> int | None:
+    """How many tokens the language model in a folder was made for; None if its config.json, a valid one, does not say.
+
+    The computation takes no notice of it and goes on past it; what comes out there is another matter.
+    """
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # The second is the name in the earliest LLaMA folders, Vicuna v0's among them.
+    places = values.get("max_position_embeddings") or values.get("max_sequence_length")
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    # The number is that of before a linear scaling, and of after LLaMA 3.1's.
+    linear = "linear" in (rope.get("rope_type"), rope.get("type"))
+    return int(places * rope["factor"]) if places and linear else places
 
 
 def _row(opening: list[int], music_tokens: int, after: list[int], answer: list[int], cut: bool) -> Row:

@@ -16,7 +16,7 @@ from conversion.load import Tower, fit_adapter, load_adapter, load_tower, open_w
 from mlingo_jax.data.examples import Examples
 from mlingo_jax.data.mixture import Mixture
 from mlingo_jax.data.pipeline import evaluation_batches
-from mlingo_jax.data.prompt import Prompt, load_tokenizer
+from mlingo_jax.data.prompt import Prompt, load_tokenizer, read_context
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.survey import row_sizes, survey
 from mlingo_jax.data.unheard import named
@@ -122,6 +122,7 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         seconds=mean_seconds(train, most=most_seconds(config)),
         notes=[
             *_notes(len(train), len(held_out), int(surveyed.cut.sum()), sizes.mean, layout.length, music),
+            *_too_long(sizes.longest, read_context(files)),
             *([f"{len(packing):,} rows of up to {packing.examples} examples each"] if packing else []),
         ],
     )
@@ -152,6 +153,15 @@ def _make_adapter(config: Config, music: RunMusic, llm: Tower) -> tuple[nnx.Grap
         seed=config.seed,
         source=start,
     )
+
+
+def _too_long(longest: int, context: int | None) -> list[str]:
+    if context is None or longest <= context:
+        return []
+    return [
+        f"rows of up to {longest:,} tokens are longer than the {context:,} that the language model was made for (its "
+        "max_position_embeddings): it may be of little use past these"
+    ]
 
 
 def _notes(train: int, held_out: int, cut: int, mean: float, length: int, music: RunMusic) -> list[str]:
