@@ -48,6 +48,18 @@ def test_losses_read_back_exactly(tmp_path):
     np.testing.assert_array_equal(np.array([r["loss"] for r in read_metrics(tmp_path)], np.float32), values)
 
 
+def test_a_record_is_one_line_whatever_its_clips_are_called_and_may_be_cut_within_a_letter(tmp_path):
+    remark = {"spike": 9.0, "examples": ["one\u2028two\x85three.wav", "鐘.wav"]}
+    with Record(tmp_path, after=0) as record:
+        record.write(1, loss(1))
+        record.remark(2, remark)
+        record.write(2, loss(2))
+    assert read_metrics(tmp_path) == [{"step": 1, **loss(1)}, {"step": 2, **remark}, {"step": 2, **loss(2)}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().partition("鐘".encode())[0] + b"\xe9")
+    assert read_metrics(tmp_path) == [{"step": 1, **loss(1)}]
+
+
 @pytest.mark.parametrize("records", [[], [{"loss": 2.0}], [{"loss": 2.0}, {"eval_loss": 1.5}], [{"eval_loss": 1.5}]])
 def test_any_run_can_be_drawn(tmp_path, records):
     with Record(tmp_path, after=0) as record:

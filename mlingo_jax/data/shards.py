@@ -37,8 +37,8 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What writers that were killed have left in a folder."""
-    return sorted(folder.glob(".*.partial"))
+    """The shards that writers which were killed have left in a folder."""
+    return sorted(folder.glob(".*.array_record.partial"))
 
 
 def write_shard(path: Path, features: Iterable[tuple[str, Features]], dtype: np.dtype) -> None:

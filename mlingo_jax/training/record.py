@@ -80,7 +80,8 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """A run's records in order; a last line that was cut off by a kill is left out."""
     path = Path(workdir) / FILE
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    # Bytes: the cut may go through a letter, and a clip's name may hold what Python takes for the end of a line.
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
             records.append(json.loads(line))
         except ValueError:
