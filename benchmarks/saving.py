@@ -49,7 +49,7 @@ def run(folder: Path, steps: int, step_seconds: float, every: int) -> tuple[floa
     """Seconds per step, saving included; those that each checkpoint held the steps up; those that writing one takes."""
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     state, held, beside = step(first_state()), [], 0.0
-    with Checkpoints(folder, keep=3) as checkpoints:
+    with Checkpoints(folder, keep=3, best=0, losses={}) as checkpoints:
         jax.block_until_ready(state)
         begin = time.perf_counter()
         for number in range(1, steps + 1):

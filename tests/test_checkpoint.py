@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out, the newest are kept, damage is seen, a full disk leaves the last good one."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,15 @@ def make(step: int, size: int = 8) -> Saved:
     return Saved(step, adapter, optimizer, {"next_index": step}, {"skipped": [7]})
 
 
+def keeping(run: Path, keep: int) -> Checkpoints:
+    """With nothing to tell the best by."""
+    return Checkpoints(run, keep=keep, best=1, losses={})
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     (tmp_path / "run.json").write_text(json.dumps({"seed": 1}))
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
+    with keeping(tmp_path, 2) as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(make(step), TOWERS)
     return tmp_path
@@ -62,14 +68,17 @@ def test_a_checkpoint_names_its_towers_and_does_not_hold_them(run):
 
 
 def test_the_best_is_kept_besides_also_when_a_run_goes_on(run):
-    for first, losses in ((40, [2.5, 2.0, 2.2]), (70, [2.1, None, 2.4])):
-        with Checkpoints(run, keep=2, best=1) as checkpoints:
-            for number, loss in enumerate(losses):
-                checkpoints.save(make(first + 10 * number), TOWERS, loss)
-    assert kept(run) == ["50", "80", "90"]
+    losses = {40: 2.5, 50: 2.0, 70: 2.1, 80: math.nan}
+    for first in (40, 70):
+        with Checkpoints(run, keep=2, best=1, losses=losses) as checkpoints:
+            for step in (first, first + 10, first + 20):
+                checkpoints.save(make(step), TOWERS)
+        # Saved before its evaluation, which a stop had cut short.
+        losses[60] = 1.9
+    assert kept(run) == ["60", "80", "90"]
     assert_is(restore(run), 90)
-    with Checkpoints(run, keep=1, best=0) as checkpoints:
-        checkpoints.save(make(100), TOWERS, 1.0)
+    with Checkpoints(run, keep=1, best=0, losses=losses) as checkpoints:
+        checkpoints.save(make(100), TOWERS)
     assert kept(run) == ["100"]
 
 
@@ -124,7 +133,7 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(run, damage):
     with pytest.warns(UserWarning, match="damaged"):
         assert_is(restore(run, remove_damaged=True), 20)
     assert kept(run) == ["20"]
-    with Checkpoints(run, keep=2) as checkpoints:
+    with keeping(run, 2) as checkpoints:
         checkpoints.save(make(30), TOWERS)
     assert_is(restore(run), 30)
 
@@ -140,7 +149,7 @@ def test_if_all_are_damaged_none_is_removed(run):
 def test_one_that_was_being_written_counts_for_nothing(run):
     (run / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir()
     assert_is(restore(run), 30)
-    with Checkpoints(run, keep=2):
+    with keeping(run, 2):
         pass
     assert kept(run) == ["20", "30"]
 
@@ -163,7 +172,7 @@ def test_too_little_room_is_seen_before_anything_is_written(run, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with (
         pytest.raises(UserError, match=r"step 40 could not be saved: .* the checkpoint of step 30 stays"),
-        Checkpoints(run, keep=1) as checkpoints,
+        keeping(run, 1) as checkpoints,
     ):
         checkpoints.save(make(40), TOWERS)
     assert kept(run) == ["20", "30"]
@@ -174,12 +183,11 @@ import resource, sys
 from pathlib import Path
 from absl import logging
 from mlingo_jax.errors import UserError
-from mlingo_jax.training.checkpoint import Checkpoints
-from tests.test_checkpoint import TOWERS, make
+from tests.test_checkpoint import TOWERS, keeping, make
 
 logging.set_verbosity(logging.FATAL)
 try:
-    with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
+    with keeping(Path(sys.argv[1]), 1) as checkpoints:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         checkpoints.save(make(40, size=100_000), TOWERS)
         checkpoints.save(make(50, size=100_000), TOWERS)

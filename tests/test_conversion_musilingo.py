@@ -290,7 +290,7 @@ def run(towers: Path, tmp_path: Path) -> Path:
 def save_run(workdir: Path, more: Mapping[str, np.ndarray]) -> None:
     kernel, bias = ADAPTER["llama_proj.weight"].T.copy(), ADAPTER["llama_proj.bias"]
     adapter = {"projection": {"kernel": kernel, "bias": bias}, **more}
-    with Checkpoints(workdir, keep=1) as checkpoints:
+    with Checkpoints(workdir, keep=1, best=0, losses={}) as checkpoints:
         checkpoints.save(Saved(step=7 + len(more), adapter=adapter, optimizer={"count": np.zeros(())}, data={}), {})
 
 

@@ -7,11 +7,12 @@ gets SHA256SUMS (`sha256sum -c` reads it): Orbax itself does not notice a flippe
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from mlingo_jax.processes import is_first
 from mlingo_jax.writing import write_whole
 
 SUMS = "SHA256SUMS"
-HELD_OUT = "eval_loss"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +46,14 @@ class Saved:
 class Checkpoints:
     """Writes the checkpoints of a run, in the background. A context manager.
 
-    The newest `keep` are kept, and the `best` with the lowest held-out loss of those that have one.
+    The newest `keep` are kept, and the `best` with the lowest of `losses`: the held-out loss after a step, for whoever
+    evaluates to fill in.
 
     A checkpoint that cannot be written (a full disk) leaves those before it as they are and raises `UserError`: here,
     or at the next save, or at the end of the context.
     """
 
-    def __init__(self, workdir: Path, *, keep: int, best: int = 0):
+    def __init__(self, workdir: Path, *, keep: int, best: int, losses: Mapping[int, float]):
         self._folder = workdir / CHECKPOINTS
         self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[int, Future[None]] | None = None
@@ -60,27 +61,17 @@ class Checkpoints:
         for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*") if is_first() else ():
             shutil.rmtree(unfinished)
         policies = ocp.training.preservation_policies
-        lowest = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[HELD_OUT],
-            reverse=True,
-            n=best,
-            keep_checkpoints_without_metrics=False,
-        )
         # Any: Orbax's policies do not fit the protocol that it declares for them.
-        kept: Any = policies.AnyPreservationPolicy([policies.LatestN(keep), lowest])
+        kept: Any = policies.AnyPreservationPolicy([policies.LatestN(keep), _Lowest(best, losses)])
         self._checkpointer = ocp.training.Checkpointer(str(self._folder.absolute()), preservation_policy=kept)
 
-    def save(self, saved: Saved, towers: Mapping[str, Any], held_out: float | None = None) -> None:
-        """Starts writing a checkpoint. The arrays must not change afterwards.
-
-        towers: their identity. held_out: the evaluation's loss after this step, if there was one.
-        """
+    def save(self, saved: Saved, towers: Mapping[str, Any]) -> None:
+        """Starts writing a checkpoint. The arrays must not change afterwards. towers: their identity."""
         self.wait()
         self._check_space(saved)
         response = self._checkpointer.save_checkpointables_async(
             saved.step,
             {"adapter": saved.adapter, "optimizer": saved.optimizer},
-            metrics=None if held_out is None else {HELD_OUT: held_out},
             custom_metadata={"data": saved.data, "watch": saved.watch, "towers": dict(towers)},
             force=True,
         )
@@ -129,6 +120,24 @@ class Checkpoints:
             f"{self._folder}: the checkpoint of step {step} could not be saved: {reason}; {kept}. "
             "Make room and give the same command again"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lowest:
+    """Keeps the checkpoints with the lowest losses.
+
+    Not Orbax's BestN, whose losses are in the checkpoints: one that a stop had saved before its evaluation would never
+    have one.
+    """
+
+    number: int
+    losses: Mapping[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """As Orbax asks for it."""
+        judged = [c.step for c in checkpoints if math.isfinite(self.losses.get(c.step, math.nan))]
+        best = sorted(judged, key=self.losses.__getitem__)[: self.number]
+        return [c.step in best for c in checkpoints]
 
 
 def is_run(folder: str | Path) -> bool:

@@ -6,6 +6,7 @@ to the very losses it would have had.
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from mlingo_jax.training.optim import named_moments, with_moments
 from mlingo_jax.training.plot import plot_losses
 from mlingo_jax.training.profile import Profiler, profiled_steps
 from mlingo_jax.training.progress import Progress
-from mlingo_jax.training.record import Record, read_metrics
+from mlingo_jax.training.record import Record
 from mlingo_jax.training.run import changes_since, check_config, check_run, write_run
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
 from mlingo_jax.training.step import METRICS, Metrics, TrainState, compile_eval_step, compile_train_step, init_state
@@ -69,11 +70,11 @@ def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> Non
         write_run(workdir, config, assembly.run)
     saved = _restore(workdir)
     first = saved.step if saved else 0
-    examples = config.batch_size * assembly.row_examples
+    examples, keep = config.batch_size * assembly.row_examples, config.checkpoint
     with (
         Progress(first, config.steps, examples, assembly.seconds, config.log.print_every) as progress,
         Record(workdir, after=first) as record,
-        Checkpoints(workdir, keep=config.checkpoint.keep, best=config.checkpoint.keep_best) as checkpoints,
+        Checkpoints(workdir, keep=keep.keep, best=keep.keep_best, losses=record.evaluations) as checkpoints,
         Stop(mesh) as stop,
     ):
         for line in [*overview(assembly), *assembly.notes]:
@@ -88,7 +89,7 @@ def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> Non
     progress.say(f"the frozen towers are unchanged: {', '.join(f'{n} {s[:16]}' for n, s in sums.items())}")
     if is_first():
         progress.say(f"losses: {plot_losses(workdir)}")
-        if best := best_evaluation(workdir):
+        if best := best_evaluation(workdir, record.evaluations):
             progress.say(best)
     if config.demo is None:
         progress.say(
@@ -167,12 +168,11 @@ class Loop:
             if evaluating or saving:
                 self._note(*waiting)
                 waiting = None
-            held_out = None
             if evaluating:
-                held_out = self._evaluate(step, state)
+                self._evaluate(step, state)
                 asked = self._stop.asked()
             if saving or asked:
-                self._save(step, state, batches, held_out)
+                self._save(step, state, batches)
             if asked:
                 self._checkpoints.wait()
                 raise Stopped(
@@ -193,7 +193,7 @@ class Loop:
         state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **rest)
         batches.set_state(saved.data)
         state = replicate(state, self._mesh)
-        if self._evaluates(saved.step) and self._record.evaluated < saved.step:
+        if self._evaluates(saved.step) and saved.step not in self._record.evaluations:
             self._evaluate(saved.step, state)
         return state, batches
 
@@ -232,10 +232,10 @@ class Loop:
     def _evaluates(self, step: int) -> bool:
         return step == self._config.steps or _divides(self._config.log.eval_every, step)
 
-    def _evaluate(self, step: int, state: TrainState) -> float | None:
-        """The loss over all held-out examples: its sum over the answers' tokens / their number.
+    def _evaluate(self, step: int, state: TrainState) -> None:
+        """Records the loss over all held-out examples: its sum over the answers' tokens / their number.
 
-        None if there are none, or a stop is asked for meanwhile: it can take longer than who asks will wait.
+        Not if there are none, or a stop is asked for meanwhile: it can take longer than who asks will wait.
         """
         sums: list[tuple[np.ndarray, np.ndarray]] = []
         waiting = None
@@ -244,35 +244,31 @@ class Loop:
             sums += [jax.device_get(waiting)] if waiting else []
             waiting = queued
             if self._stop.asked():
-                return None
-        if not waiting:
-            return None
-        sums.append(jax.device_get(waiting))
-        total, tokens = (math.fsum(map(float, column)) for column in zip(*sums, strict=True))
-        loss = total / tokens
-        self._record.write(step, {"eval_loss": loss, "eval_tokens": tokens})
-        self._progress.say(f"step {step}: held-out loss {loss:.4f}")
-        return loss if math.isfinite(loss) else None
+                return
+        sums += [jax.device_get(waiting)] if waiting else []
+        total, tokens = (math.fsum(float(pair[i]) for pair in sums) for i in (0, 1))
+        if not tokens:
+            return
+        self._record.evaluation(step, total / tokens, tokens)
+        self._progress.say(f"step {step}: held-out loss {total / tokens:.4f}")
 
-    def _save(
-        self, step: int, state: TrainState, batches: grain.DatasetIterator[Batch], held_out: float | None
-    ) -> None:
+    def _save(self, step: int, state: TrainState, batches: grain.DatasetIterator[Batch]) -> None:
         self._record.sync()
         optimizer = {"moments": named_moments(state.moments), "gradient": state.gradient, "weight": state.weight}
         data = batches.get_state()
         saved = Saved(step, to_host(state.adapter), to_host(optimizer), data, self._watch.state)
         towers = {name: self._assembly.run[name]["identity"] for name in ("mert", "llm")}
-        self._checkpoints.save(saved, towers, held_out)
+        self._checkpoints.save(saved, towers)
 
 
-def best_evaluation(workdir: Path) -> str | None:
+def best_evaluation(workdir: Path, evaluations: Mapping[int, float]) -> str | None:
     """A line on the lowest held-out loss of a run and its checkpoint; None if that is the last one's."""
-    losses = {r["step"]: r["eval_loss"] for r in read_metrics(workdir) if r.get("eval_loss") is not None}
+    losses = {step: loss for step, loss in evaluations.items() if math.isfinite(loss)}
     best = min(losses, key=losses.__getitem__, default=None)
     if best is None or best == max(losses):
         return None
     folder = workdir / CHECKPOINTS / str(best)
-    where = f"--adapter {folder}" if folder.is_dir() else "no checkpoint was made after that step"
+    where = f"--adapter {folder}" if folder.is_dir() else "there is no checkpoint of it"
     return f"the held-out loss was lowest after step {best}, {losses[best]:.4f}: {where}"
 
 

@@ -25,14 +25,15 @@ FILE = "metrics.jsonl"
 class Record:
     """Appends to a run's metrics.jsonl and TensorBoard files, going on after step `after`. A context manager.
 
-    evaluated: the last step after which there was an evaluation when it was opened; 0 for none. Of several processes
-    all know it, and only the first one writes.
+    evaluations: the held-out loss after each step that was followed by an evaluation. Of several processes all know
+    them, and only the first one writes.
     """
 
     def __init__(self, workdir: Path, *, after: int):
         path = workdir / FILE
         kept = [record for record in read_metrics(workdir) if record["step"] <= after]
-        self.evaluated = max((record["step"] for record in kept if "eval_loss" in record), default=0)
+        losses = [(r["step"], r["eval_loss"]) for r in kept if "eval_loss" in r]
+        self.evaluations: dict[int, float] = {step: math.nan if loss is None else loss for step, loss in losses}
         self._writes = is_first()
         if not self._writes:
             return
@@ -45,6 +46,11 @@ class Record:
         """One line for a step. Floats are written so that they read back exactly."""
         self.remark(step, {name: value if math.isfinite(value) else None for name, value in metrics.items()})
         self.board(step, metrics)
+
+    def evaluation(self, step: int, loss: float, tokens: float) -> None:
+        """The held-out loss after a step, over so many tokens."""
+        self.evaluations[step] = loss
+        self.write(step, {"eval_loss": loss, "eval_tokens": tokens})
 
     def remark(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of JSON values, to metrics.jsonl alone."""
