@@ -1,9 +1,8 @@
 """Each way to compute attention gives the plain one's numbers, and each is chosen where it can be."""
 
-import importlib.util
-import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from mlingo_jax.models import attention
 from mlingo_jax.models.attention import Segments, attend, choose
+from mlingo_jax.planning.devices import cuda_plugin
 
 ROWS, LENGTH, HEADS, KV_HEADS, WIDTH = 2, 150, 4, 2, 8
 
@@ -72,19 +72,20 @@ def test_cudnn_equals_plain_attention(causal: bool):
 
 
 @pytest.mark.parametrize(
-    ("platform", "length", "width", "dtype", "expected"),
+    ("platform", "length", "width", "dtype", "causal", "expected"),
     [
-        ("tpu", 2250, 64, "bfloat16", "splash"),
-        ("tpu", 256, 128, "bfloat16", "xla"),
-        ("tpu", 2250, 64, "float32", "xla"),
-        ("gpu", 2250, 64, "bfloat16", "cudnn"),
-        ("gpu", 2249, 64, "bfloat16", "xla"),
-        ("gpu", 2048, 256, "bfloat16", "xla"),
-        ("cpu", 2250, 64, "bfloat16", "xla"),
+        ("tpu", 2249, 64, "bfloat16", False, "splash"),
+        ("tpu", 256, 128, "bfloat16", True, "xla"),
+        ("tpu", 2250, 64, "float32", False, "xla"),
+        ("gpu", 2048, 128, "bfloat16", True, "cudnn"),
+        ("gpu", 2049, 128, "bfloat16", True, "xla"),
+        ("gpu", 2249, 64, "bfloat16", False, "cudnn"),
+        ("gpu", 2048, 256, "bfloat16", False, "xla"),
+        ("cpu", 2250, 64, "bfloat16", False, "xla"),
     ],
 )
-def test_what_is_chosen(platform: str, length: int, width: int, dtype: str, expected: str):
-    assert choose(platform, length, width, dtype) == expected
+def test_what_is_chosen(platform: str, length: int, width: int, dtype: str, causal: bool, expected: str):
+    assert choose(platform, length, width, dtype, causal) == expected
 
 
 def test_the_platform_is_that_of_the_mesh_in_use():
@@ -94,31 +95,46 @@ def test_the_platform_is_that_of_the_mesh_in_use():
     assert attention._platform() == jax.default_backend()
 
 
-# Forward and backward, over all axes of a mesh, at MERT's length and at its width of a head.
+# Over all axes of a mesh, at a row's and at MERT's length and width of a head: forward, and backward if need be.
 SCRIPT = """
+import sys
 import jax, jax.numpy as jnp, numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from mlingo_jax.models.attention import Segments, attend
+from mlingo_jax.planning.devices import devices, prepare
+from mlingo_jax.planning.machines import parse
 
-devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-mesh = Mesh(np.array(devices).reshape(2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-for causal in (True, False):
+machine = parse(sys.argv[1])
+prepare(machine)
+mesh = Mesh(np.array(devices(machine)).reshape(2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+for causal, length, kernels in ((True, 2048, sys.argv[2:]), (False, 2249, sys.argv[2:3])):
     def loss(query, key, value, ids, mask):
         return attend(query, key, value, mask, Segments(ids, causal)).astype(jnp.float32).sum()
-    heads = [jax.ShapeDtypeStruct((8, 2250, n, 64), jnp.bfloat16) for n in (4, 2, 2)]
-    ids, mask = jax.ShapeDtypeStruct((8, 2250), jnp.int32), jax.ShapeDtypeStruct((8, 2250, 2250), bool)
+    def rows(shape, dtype, *axes):
+        sharding = NamedSharding(mesh, P(("data", "fsdp"), None, *axes))
+        return jax.ShapeDtypeStruct((8, length, *shape), dtype, sharding=sharding)
+    heads = [rows((n, 64), jnp.bfloat16, "tensor") for n in (4, 2, 2)]
+    ids, mask = rows((), jnp.int32), rows((length,), bool)
+    computed = jax.grad(loss, argnums=(0, 1, 2)) if causal else loss
     with jax.set_mesh(mesh):
-        text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*heads, ids, mask).compile().as_text()
-    assert all(f"splash_mha_{part}_segmented" in text for part in ("fwd", "dq", "dkv"))
+        text = jax.jit(computed).lower(*heads, ids, mask).compile().as_text()
+    assert all(kernel in text for kernel in kernels), causal
+    # Each device attends for its own rows and heads.
+    assert "all-gather" not in text, causal
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu")
-def test_the_tpus_kernel_compiles_for_a_mesh_of_tpus():
-    # No TPU is opened, so several processes may compile at once.
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+@pytest.mark.parametrize(
+    ("machine", "compiler", "kernels"),
+    [
+        ("v5e:2x4", find_spec("libtpu"), [f"splash_mha_{part}_segmented" for part in ("fwd", "dq", "dkv")]),
+        ("h100:8", cuda_plugin(), ["__cudnn$fmha", "SoftmaxBackward"]),
+    ],
+)
+def test_the_kernels_compile_for_a_mesh(machine: str, compiler: object, kernels: list[str]):
+    if compiler is None:
+        pytest.skip(f"the compiler for {machine} is not installed")
     root = Path(__file__).parents[1]
-    command = [sys.executable, "-c", SCRIPT]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, machine, *kernels]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

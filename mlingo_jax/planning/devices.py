@@ -21,6 +21,11 @@ PLUGINS = {
 }
 
 
+def cuda_plugin() -> str | None:
+    """JAX's plugin for CUDA, if one is installed: the GPU's compiler."""
+    return next((name for name in PLUGINS if importlib.util.find_spec(name)), None)
+
+
 def compile_target(machine: Machine) -> Machine:
     """What programs are compiled for: the machine itself, or processors for GPUs whose compiler is not installed.
 
@@ -32,7 +37,7 @@ def compile_target(machine: Machine) -> Machine:
             f"--topology={machine.name}: the TPU's compiler is not installed; pip install 'mlingo_jax[tpu]' (it needs "
             f"no TPU), or estimate with --topology=cpu:{machine.devices}"
         )
-    if machine.is_gpu and _plugin() is None:
+    if machine.is_gpu and cuda_plugin() is None:
         return Machine(None, (machine.devices,))
     return machine
 
@@ -50,11 +55,7 @@ def prepare(target: Machine) -> None:
         CUDA_VISIBLE_DEVICES="",
     )
     jax.config.update("jax_platforms", "cpu")
-    if target.is_gpu:
-        # Triton's matrix products are tuned on the device; untuned, some have no tile sizes and do not compile.
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"--xla_gpu_enable_triton_gemm=false {flags}"
-    elif not target.is_tpu:
+    if target.kind is None:
         jax.config.update("jax_num_cpu_devices", target.devices)
 
 
@@ -97,7 +98,7 @@ def target_config(kind: Kind) -> str:
     Raises:
         UserError: CUDA's libraries are not installed as Python packages.
     """
-    gpu, plugin = kind.gpu, _plugin()
+    gpu, plugin = kind.gpu, cuda_plugin()
     assert gpu is not None
     assert plugin is not None
     cudnn, runtime = map(_version, PLUGINS[plugin])
@@ -126,11 +127,6 @@ def target_config(kind: Kind) -> str:
           block_dim_limit_y: 65535
           block_dim_limit_z: 65535
         }}"""
-
-
-def _plugin() -> str | None:
-    """JAX's plugin for CUDA, if one is installed: the GPU's compiler."""
-    return next((name for name in PLUGINS if importlib.util.find_spec(name)), None)
 
 
 def _version(package: str) -> str:
