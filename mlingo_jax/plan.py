@@ -7,8 +7,10 @@ time of a step, and the hours of the whole run.
 """
 
 import argparse
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 
 from mlingo_jax.doors import run_door
 from mlingo_jax.errors import UserError
@@ -29,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--search", action="store_true", help="try the meshes of the machine's devices, best first")
     made.add_argument("--most", type=int, default=6, help="with --search: meshes compiled at most (default 6)")
-    made.add_argument("--seconds", type=float, default=30.0, help="of audio in a clip (default 30)")
+    made.add_argument("--seconds", type=float, default=30.0, help="of audio in a clip, cached (default 30)")
     made.add_argument("--clips", type=int, default=0, help="clips of the data set, for what hearing them once takes")
     made.add_argument("--rows", type=int, default=0, help="also plan answering so many questions at once")
     made.add_argument("--config", metavar="NAME", help="as of python -m mlingo_jax.train; and --config.FIELD=VALUE")
@@ -43,11 +45,11 @@ def main() -> None:
     machine = machines.parse(flags.topology)
     # Imported late: --help and mistakes on the command line need none of the numerical libraries.
     from mlingo_jax.planning import report
-    from mlingo_jax.planning.costs import DoesNotFit, compile_costs
+    from mlingo_jax.planning.costs import answering_costs, check_fits, compile_costs, hearing_operations
     from mlingo_jax.planning.devices import compile_target, devices, prepare
     from mlingo_jax.planning.published import encoder_sizes, language_model_sizes
     from mlingo_jax.planning.search import search
-    from mlingo_jax.planning.shapes import Shapes, trace_answering, trace_hearing, trace_train_step, weight_bytes
+    from mlingo_jax.planning.shapes import Shapes, trace_train_step, weight_bytes
     from mlingo_jax.training.sharding import check_batch, make_mesh
 
     encoder, llm = encoder_sizes(config.mert.path), language_model_sizes(config.llm.path)
@@ -55,53 +57,54 @@ def main() -> None:
     target = compile_target(machine)
     prepare(target)
     found = devices(target)
-    memory = machine.memory
 
-    say(
-        "\n".join(
-            [*report.describe_machine(machine, target), *report.describe_run(shapes, (encoder.source, llm.source))]
-        )
-    )
+    say(report.describe_machine(machine, target))
+    say(report.describe_run(shapes, (encoder.source, llm.source)))
+    start = time.monotonic()
     if flags.search:
-        start = time.monotonic()
         candidates = []
-        for one in search(shapes, found, memory, lambda m: compile_costs(trace_train_step(shapes, m)), flags.most):
+        for one in search(
+            shapes, found, machine.memory, lambda m: compile_costs(trace_train_step(shapes, m)), flags.most
+        ):
             candidates.append(one)
             print(f"{time.monotonic() - start:5.0f} s: tried {' x '.join(map(str, one.sizes))}", file=sys.stderr)
-        say("\n".join(report.describe_search(candidates, machine)))
+        say(report.describe_search(candidates, machine))
         return
     mesh = make_mesh(config.mesh, found)
     check_batch(mesh, config.batch_size)
-    weights = weight_bytes(shapes, mesh)
-    say(f"mesh         data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']}, tensor {mesh.shape['tensor']}")
-    try:
-        if weights > memory:
-            raise DoesNotFit(weights, memory)
-        start = time.monotonic()
+    say([f"mesh         data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']}, tensor {mesh.shape['tensor']}"])
+    with must_fit("the train step", machine, "a smaller --config.batch_size"):
+        check_fits(weight_bytes(shapes, mesh), machine.memory)
         costs = compile_costs(trace_train_step(shapes, mesh))
-        say(f"compiled     in {time.monotonic() - start:.0f} s for {target.name}")
-        if costs.memory > memory:
-            raise DoesNotFit(costs.memory, memory)
+        say([f"compiled     in {time.monotonic() - start:.0f} s for {target.name}"])
+        check_fits(costs.memory, machine.memory)
+    say(report.describe_step(shapes, costs, machine))
+    if not config.data.hear_in_step:
+        say(report.describe_hearing(hearing_operations(shapes, mesh), flags.clips, machine))
+    if flags.rows:
+        with must_fit(f"answering {flags.rows} questions at once", machine, "fewer --rows"):
+            reading, writing = answering_costs(shapes, mesh, flags.rows)
+            check_fits(max(reading.memory, writing.memory), machine.memory)
+        say(report.describe_answering(shapes, reading, writing, flags.rows, machine))
+
+
+@contextlib.contextmanager
+def must_fit(what: str, machine: machines.Machine, advice: str) -> Iterator[None]:
+    """Says in a line what does not fit, and what may help."""
+    from mlingo_jax.planning.costs import DoesNotFit
+
+    try:
+        yield
     except DoesNotFit as error:
         raise UserError(
-            f"does not fit: the train step {error} on each device of {machine.name}; try --search, more of "
-            "--config.mesh.fsdp, --config.llm.quantization=int8, or a smaller --config.batch_size"
+            f"does not fit: {what} {error} on each device of {machine.name}; try --search, more of "
+            f"--config.mesh.fsdp, --config.llm.quantization=int8, or {advice}"
         ) from error
-    say("\n".join(report.describe_step(shapes, costs, machine)))
-    if not config.data.hear_in_step:
-        from mlingo_jax.planning.flops import operations
-
-        heard = operations(trace_hearing(shapes, mesh, mesh.size).jaxpr) // mesh.size
-        say("\n".join(report.describe_hearing(heard, flags.clips, machine)))
-    if flags.rows:
-        tokens = config.prompt.max_answer_tokens
-        reading, writing = map(compile_costs, trace_answering(shapes, mesh, flags.rows, tokens))
-        say("\n".join(report.describe_answering(reading, writing, flags.rows, tokens, machine)))
 
 
-def say(text: str) -> None:
+def say(lines: list[str]) -> None:
     """Prints at once: compiling takes its time."""
-    print(text, flush=True)
+    print(*lines, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

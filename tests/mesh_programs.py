@@ -1,39 +1,34 @@
 """Prints what the compiled programs of a small MusiLingo do on meshes of eight devices, as JSON; nothing is run.
 
-    python -m tests.mesh_programs cpu|tpu
+    python -m tests.mesh_programs cpu:8|v5e:2x4|h100:8
 
-A process of its own, for the number of devices is set before JAX starts. {mesh: {program: {"collectives", "donated"}}}
+A process of its own, for the number of devices is set before JAX starts. {mesh: {program: {"collectives", "donated",
+"temporaries"}}}
 """
 
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
+from jax.stages import Compiled
 
-from configs.base import Config
-from mlingo_jax.inference.decode import decode, prefill
-from mlingo_jax.inference.stopping import START
-from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import Llama
+from configs.base import Config, MeshConfig
 from mlingo_jax.models.llama_config import LlamaConfig
-from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.models.mert import MertConfig
+from mlingo_jax.planning.costs import compile_program
+from mlingo_jax.planning.devices import devices, prepare
+from mlingo_jax.planning.machines import parse
 from mlingo_jax.planning.program import collectives, donated
-from mlingo_jax.planning.shapes import split, text_batch
-from mlingo_jax.training.sharding import AXES, BATCH
-from mlingo_jax.training.step import Networks, compile_train_step, init_state
+from mlingo_jax.planning.shapes import Shapes, trace_hearing, trace_reading, trace_train_step, trace_writing
+from mlingo_jax.training.sharding import make_mesh
 from tests.tiny import LLAMA, MERT
 
 MESHES = {"8x1x1": ("train", "hear"), "1x8x1": ("train",), "2x2x2": ("train", "hear", "decode")}
-ROWS, PLACES, MUSIC, SAMPLES, FEATURES = 8, 128, 3, 8000, 256
+ROWS, PLACES, SECONDS, FEATURES = 8, 128, 1 / 3, 256
 LLAMA_SIZES = LLAMA | {
     "vocab_size": 1024,
     "hidden_size": 512,
@@ -55,82 +50,40 @@ ADAPTER = (FEATURES + 1) * LLAMA_CONFIG.width
 LAYER = 4 * LLAMA_CONFIG.width**2 + 3 * LLAMA_CONFIG.width * LLAMA_CONFIG.inner
 
 
-def network(make: Any, mesh: Mesh) -> tuple[Any, Any]:
-    return split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), mesh)
+def small(dtype: str) -> Shapes:
+    """Steps from kept features, each an update."""
+    config = dataclasses.replace(Config(), batch_size=ROWS, accumulate=1, steps=10)
+    config.mert.dtype = config.llm.dtype = dtype
+    config.data.length = PLACES
+    return Shapes(config, MERT_CONFIG, LLAMA_CONFIG, SECONDS)
 
 
-def llama(dtype: Any, mesh: Mesh) -> tuple[Any, Any]:
-    return network(lambda rngs: Llama(LLAMA_CONFIG, dtype=dtype, rngs=rngs), mesh)
+def compiled(program: str, shapes: Shapes, mesh: Mesh) -> Compiled:
+    if program == "train":
+        return compile_program(trace_train_step(shapes, mesh))
+    if program == "hear":
+        return compile_program(trace_hearing(shapes, mesh, ROWS))
+    reading = trace_reading(shapes, mesh, ROWS)
+    return compile_program(trace_writing(shapes, mesh, reading, compile_program(reading)))
 
 
-def laid(tree: Any, mesh: Mesh, spec: P) -> Any:
-    sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-
-def train_program(mesh: Mesh, dtype: Any) -> jax.stages.Compiled:
-    """A step from kept features, every step an update."""
-    config = dataclasses.replace(Config(), accumulate=1, steps=10)
-    graph, params = llama(dtype, mesh)
-    adapter_graph, adapter = network(lambda rngs: Adapter(FEATURES, LLAMA_CONFIG.width, rngs=rngs), mesh)
-    shapes = jax.eval_shape(lambda a: init_state(a, config), adapter)
-    music = laid(jax.ShapeDtypeStruct((ROWS, MUSIC, FEATURES), jnp.float32), mesh, BATCH)
-    batch = {**text_batch(ROWS, PLACES, mesh), "music": music}
-    step: Any = compile_train_step(Networks(adapter_graph, graph, None, False), config, mesh)
-    return step.lower(laid(shapes, mesh, P()), {"llm": params}, batch).compile()
-
-
-def hear_program(mesh: Mesh, dtype: Any) -> jax.stages.Compiled:
-    graph, params = network(lambda rngs: Mert(MERT_CONFIG, dtype=dtype, rngs=rngs), mesh)
-    clips = jax.ShapeDtypeStruct((ROWS, SAMPLES), jnp.float32), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
-    listen = jax.jit(
-        lambda params, waveform, lengths: nnx.merge(graph, nnx.State(params)).features(waveform, lengths, window=10),
-        out_shardings=NamedSharding(mesh, BATCH),
-    )
-    return listen.lower(params, *laid(clips, mesh, BATCH)).compile()
-
-
-def decode_program(mesh: Mesh, dtype: Any) -> jax.stages.Compiled:
-    (graph, params), new = llama(dtype, mesh), 64
-    places = jax.ShapeDtypeStruct((ROWS, PLACES), jnp.int32)
-    embeddings = jax.ShapeDtypeStruct((*places.shape, LLAMA_CONFIG.width), dtype)
-    table = jax.ShapeDtypeStruct((START + 1, LLAMA_CONFIG.vocabulary), jnp.int32)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), ROWS))
-    prompt = (params, *laid((embeddings, places, places, table), mesh, P()), keys, None)
-    read = prefill.lower(graph, *prompt, max_new_tokens=new).compile()
-    shapes = jax.eval_shape(lambda *p: prefill(graph, *p, max_new_tokens=new), *prompt)
-    state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, read.output_shardings
-    )
-    return decode.lower(graph, params, state, laid(table, mesh, P()), None, jnp.int32(new)).compile()
-
-
-PROGRAMS: Mapping[str, Callable[[Mesh, Any], jax.stages.Compiled]] = {
-    "train": train_program,
-    "hear": hear_program,
-    "decode": decode_program,
-}
-
-
-def describe(compiled: jax.stages.Compiled) -> dict[str, Any]:
-    text = compiled.as_text()
+def describe(compiled: Compiled) -> dict[str, Any]:
+    text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None
-    return {"collectives": [dataclasses.asdict(c) for c in collectives(text)], "donated": sorted(donated(text))}
+    assert memory is not None
+    found = [dataclasses.asdict(c) for c in collectives(text)]
+    return {"collectives": found, "donated": sorted(donated(text)), "temporaries": memory.temp_size_in_bytes}
 
 
-def main(platform: str) -> None:
-    dtype: Any = jnp.float32
-    devices: Any = jax.devices()
-    if platform == "tpu":
-        from jax.experimental import topologies
-
-        dtype, devices = jnp.bfloat16, topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    found: dict[str, Any] = {"item": jnp.dtype(dtype).itemsize}
-    for name, programs in MESHES.items():
-        sizes = [int(n) for n in name.split("x")]
-        mesh = Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            found[name] = {program: describe(PROGRAMS[program](mesh, dtype)) for program in programs}
+def main(name: str) -> None:
+    machine = parse(name)
+    prepare(machine)
+    shapes = small("bfloat16" if machine.kind else "float32")
+    found: dict[str, Any] = {"item": 2 if machine.kind else 4}
+    for mesh, programs in MESHES.items():
+        data, fsdp, tensor = (int(n) for n in mesh.split("x"))
+        laid = make_mesh(MeshConfig(data, fsdp, tensor), devices(machine))
+        found[mesh] = {program: describe(compiled(program, shapes, laid)) for program in programs}
     print(json.dumps(found))
 
 
@@ -138,7 +91,6 @@ if __name__ == "__main__":
     # The suite's way of compiling little leaves collectives uncombined.
     os.environ.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
     jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_num_cpu_devices", 8)
     # Machine code that is never run need not be good.
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     main(sys.argv[1])

@@ -48,7 +48,7 @@ def test_the_roofline_is_the_slowest_of_three():
 
 def paper(hear: bool) -> Shapes:
     config = load_config("pretrain")
-    config.data.hear_in_step = hear
+    config.data.hear_in_step, config.data.crop_seconds = hear, 30.0
     encoder, llm = encoder_sizes(config.mert.path).config, language_model_sizes(config.llm.path).config
     return Shapes(config, encoder, llm, seconds=30.0)
 

@@ -56,7 +56,9 @@ def test_processors(towers):
 
 @needs_compiler
 def test_a_tpu(towers):
-    found = lines(plan("--topology=v5e:2x2", *SMALL, *towers, "--config.data.hear_in_step=true"))
+    found = lines(
+        plan("--topology=v5e:2x2", *SMALL, *towers, "--config.data.hear_in_step=true", "--config.data.crop_seconds=2")
+    )
     assert "4 devices of 15.75 GiB, 197 TFLOP/s" in found["machine"]
     assert "heard in the step" in found["step"]
     assert "of 15.75 GiB on each device" in found["memory"]

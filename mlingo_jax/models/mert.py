@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from mlingo_jax.models.attention import Segments, attend
 from mlingo_jax.models.attributes import Attributes
 from mlingo_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, normal, parameter
-from mlingo_jax.models.partition import constrain, gather
+from mlingo_jax.models.partition import constrain, gather, used
 
 Samples = TypeVar("Samples", bound=int | np.integer | np.ndarray | Array)
 
@@ -214,9 +215,18 @@ class PositionConv(nnx.Module):
         taps = len(kernel)
         # Half the taps on either side; an even number would give one frame more, and the last one is dropped.
         padding = (taps // 2, (taps - 1) // 2)
-        x = jax.lax.conv_general_dilated(
-            x, kernel, (1,), (padding,), dimension_numbers=("NTC", "TIO", "NTC"), feature_group_count=self.groups
+        convolve = partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(1,),
+            padding=(padding,),
+            dimension_numbers=("NTC", "TIO", "NTC"),
+            feature_group_count=self.groups,
         )
+        if not jax.sharding.get_abstract_mesh().empty:
+            # XLA does not split a grouped convolution's rows by itself: each device would compute those of all.
+            rows = used(x.shape, "BTD")
+            convolve = jax.shard_map(convolve, in_specs=(rows, P()), out_specs=rows)
+        x = convolve(x, kernel)
         return ACTIVATIONS[self.activation](x + self.bias[...].astype(x.dtype))
 
     def kernel(self) -> Float32[Array, "T I O"]:

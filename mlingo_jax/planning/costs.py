@@ -4,11 +4,13 @@ import dataclasses
 import re
 
 import jax
-from jax.stages import Traced
+from jax.sharding import Mesh
+from jax.stages import Compiled, Traced
 
 from mlingo_jax.planning.flops import operations
 from mlingo_jax.planning.machines import GIB
 from mlingo_jax.planning.program import Collective, collectives
+from mlingo_jax.planning.shapes import Shapes, trace_hearing, trace_reading, trace_writing
 from mlingo_jax.planning.traffic import moved_bytes
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -20,6 +22,12 @@ class DoesNotFit(Exception):
     def __init__(self, needed: float, available: float):
         super().__init__(f"needs {needed / GIB:.2f} of {available / GIB:.2f} GiB")
         self.needed, self.available = needed, available
+
+
+def check_fits(needed: float, available: float) -> None:
+    """Raises DoesNotFit if so many bytes are not there."""
+    if needed > available:
+        raise DoesNotFit(needed, available)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +67,33 @@ def sent_bytes(one: Collective) -> float:
 
 
 def compile_costs(traced: Traced) -> Costs:
-    """Compiles a program and reads what it costs.
+    """Compiles a program and reads what it costs; raises as `compile_program`."""
+    return costs_of(traced, compile_program(traced))
+
+
+def answering_costs(shapes: Shapes, mesh: Mesh, rows: int) -> tuple[Costs, Costs]:
+    """What answering `rows` questions at once costs: reading them all, and writing a token in each row."""
+    reading = trace_reading(shapes, mesh, rows)
+    compiled = compile_program(reading)
+    return costs_of(reading, compiled), compile_costs(trace_writing(shapes, mesh, reading, compiled))
+
+
+def hearing_operations(shapes: Shapes, mesh: Mesh) -> int:
+    """Multiplications and additions to hear one clip, in pieces where it is long, as the feature cache is filled."""
+    traced = trace_hearing(shapes, mesh, mesh.size)
+    waveform = traced.args_info[0][1]
+    return operations(traced.jaxpr) * shapes.samples // waveform.shape[0] // waveform.shape[1]
+
+
+def compile_program(traced: Traced) -> Compiled:
+    """Compiles a program for the devices of its arguments.
 
     Raises:
-        DoesNotFit: a TPU's compiler found no way to lay it out in the device's memory.
+        DoesNotFit: a TPU's compiler found no way to lay it out in the device's memory; a GPU's does not say.
     """
     lowered = traced.lower()
     try:
-        compiled = lowered.compile()
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if found := out_of_memory(str(error)):
             raise found from error
@@ -74,7 +101,11 @@ def compile_costs(traced: Traced) -> Costs:
         # quicker is taken. Without one it is Triton's, by a guess at tile sizes that a few shapes do not divide by.
         if "output tile sizes" not in str(error):
             raise
-        compiled = lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
+        return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
+
+
+def costs_of(traced: Traced, compiled: Compiled) -> Costs:
+    """What a compiled program costs."""
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None
     assert text is not None

@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from mlingo_jax.planning.costs import Costs, sent_bytes
-from mlingo_jax.planning.machines import GIB, Machine
+from mlingo_jax.planning.machines import GIB, Machine, memory_fraction
 from mlingo_jax.planning.roofline import Roofline, besides, formula, roofline
 from mlingo_jax.planning.search import Candidate
 from mlingo_jax.planning.shapes import Shapes, parameter_counts
@@ -20,6 +20,11 @@ def describe_machine(machine: Machine, target: Machine) -> list[str]:
         lines[0] += (
             f" of {kind.memory / GIB:.2f} GiB, {kind.flops / 1e12:.0f} TFLOP/s in bfloat16, memory at "
             f"{kind.bandwidth / 1e9:,.0f} GB/s, links at {kind.link / 1e9:.0f} GB/s"
+        )
+    if machine.is_gpu:
+        lines.append(
+            f"             programs get {memory_fraction():.0%} of that memory; XLA_CLIENT_MEM_FRACTION=0.9, of a plan "
+            "as of a run, gives them more"
         )
     if target != machine:
         lines.append(f"             no compiler for it here: compiled for {target.name}, an estimate")
@@ -38,7 +43,7 @@ def describe_run(shapes: Shapes, sources: tuple[str, str]) -> list[str]:
         f"encoder      {counts[0]:,} parameters, {config.mert.dtype} ({sources[0]})",
         f"language     {counts[1]:,} parameters, {kept} ({sources[1]})",
         f"step         {config.batch_size} rows of {shapes.length} tokens{assumed}, {shapes.music} of them music from "
-        f"{shapes.seconds:g} s, {heard}",
+        f"{shapes.heard:g} s, {heard}",
     ]
 
 
@@ -92,9 +97,11 @@ def describe_hearing(operations: int, clips: int, machine: Machine) -> list[str]
     return [line + (f"; {clips:,} clips: {_rent(clips * seconds, machine)}" if clips else "")]
 
 
-def describe_answering(reading: Costs, writing: Costs, rows: int, tokens: int, machine: Machine) -> list[str]:
+def describe_answering(shapes: Shapes, reading: Costs, writing: Costs, rows: int, machine: Machine) -> list[str]:
     """Memory and speed of answering `rows` questions at once."""
-    lines = [f"answering    {rows} rows: {_memory(writing, machine)}"]
+    tokens = shapes.config.prompt.max_answer_tokens
+    most = max(reading, writing, key=lambda costs: costs.memory)
+    lines = [f"answering    {rows} rows: {_memory(most, machine)}"]
     if machine.kind:
         first, each = (roofline(costs, machine.kind, machine.devices) for costs in (reading, writing))
         lines += [

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from configs.base import MeshConfig
 from mlingo_jax.errors import UserError
-from mlingo_jax.planning.costs import Costs, DoesNotFit
+from mlingo_jax.planning.costs import Costs, DoesNotFit, check_fits
 from mlingo_jax.planning.machines import GIB
 from mlingo_jax.planning.shapes import Shapes, weight_bytes
 from mlingo_jax.training.sharding import check_batch, make_mesh
@@ -43,15 +43,13 @@ def search(
         try:
             check_batch(mesh, shapes.config.batch_size)
             weights = weight_bytes(shapes, mesh)
-            if weights > memory:
-                raise DoesNotFit(weights, memory)
+            check_fits(weights, memory)
             if compiled == most:
                 yield Candidate(sizes, None, f"not compiled (weights {weights / GIB:.1f} GiB); see --most")
                 continue
             compiled += 1
             costs = compile_on(mesh)
-            if costs.memory > memory:
-                raise DoesNotFit(costs.memory, memory)
+            check_fits(costs.memory, memory)
             yield Candidate(sizes, costs, "")
         except (UserError, DoesNotFit) as error:
             yield Candidate(sizes, None, str(error))

@@ -16,9 +16,11 @@ from flax import nnx
 from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.stages import Traced
+from jax.stages import Compiled, Traced
 
 from configs.base import Config
+from mlingo_jax.data.audio import AudioSettings
+from mlingo_jax.data.hearing import count_tokens
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter
@@ -27,6 +29,7 @@ from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.models.partition import check_divides, partition
 from mlingo_jax.models.quantization import Quantization
+from mlingo_jax.training.music import most_seconds, piece_seconds
 from mlingo_jax.training.sharding import BATCH
 from mlingo_jax.training.step import Networks, compile_train_step, init_state
 
@@ -44,7 +47,7 @@ class Shapes:
     Attributes:
         config: the run's settings.
         encoder, llm: the towers' architectures.
-        seconds: of audio in a clip.
+        seconds: of audio in a clip; a run that crops hears no more than a crop of it, and a step just that.
     """
 
     config: Config
@@ -53,19 +56,26 @@ class Shapes:
     seconds: float
 
     @property
+    def heard(self) -> float:
+        """Seconds of a clip that are heard for a row."""
+        most = most_seconds(self.config)
+        return most if self.config.data.hear_in_step else min(self.seconds, most)
+
+    @property
     def samples(self) -> int:
-        """N: of a clip."""
-        return round(self.seconds * SAMPLE_RATE)
+        """N: of a clip, as far as it is heard."""
+        return round(self.heard * SAMPLE_RATE)
 
     @property
     def frames(self) -> int:
-        """The encoder's, of a clip."""
+        """The encoder's, of these samples."""
         return self.encoder.frames(self.samples)
 
     @property
     def music(self) -> int:
         """M: music tokens of a clip."""
-        return -(-self.frames // self.config.mert.window)
+        audio = AudioSettings(SAMPLE_RATE, normalize=True)
+        return count_tokens(self.samples, audio, self.encoder, self.config.mert.window, piece_seconds(self.config))
 
     @property
     def length(self) -> int:
@@ -141,35 +151,48 @@ def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
         return step.trace(state, frozen, batch)
 
 
-def trace_hearing(shapes: Shapes, mesh: Mesh, clips: int) -> Traced:
-    """Hearing that many clips at once, as the feature cache is filled."""
+def trace_hearing(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
+    """Hearing pieces of that many clips at once, as the feature cache is filled."""
     graph, params = split(networks(shapes)[0], mesh)
     window, keep = shapes.config.mert.window, shapes.config.adapter.learn_states
 
     def hear(params: Any, waveform: Any, lengths: Any) -> Any:
         return nnx.merge(graph, nnx.State(params)).features(waveform, lengths, window=window, keep_states=keep)
 
-    rows = partial(_rows, clips, mesh)
+    samples = round(min(shapes.heard, piece_seconds(shapes.config)) * SAMPLE_RATE)
     with jax.set_mesh(mesh):
-        return jax.jit(hear).trace(params, rows((shapes.samples,), jnp.float32), rows((), jnp.int32))
+        return jax.jit(hear).trace(params, _rows(rows, mesh, (samples,), jnp.float32), _rows(rows, mesh, (), jnp.int32))
 
 
-def trace_answering(shapes: Shapes, mesh: Mesh, rows: int, tokens: int) -> tuple[Traced, Traced]:
-    """Answering `rows` questions at once with up to `tokens` tokens: reading the prompts, and the loop over tokens."""
-    llm = networks(shapes)[1]
-    graph, params = split(llm, mesh)
+def trace_reading(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
+    """Reading the prompts of `rows` questions at once."""
+    graph, params = split(networks(shapes)[1], mesh)
     whole = partial(_array, mesh, P())
     prompt = (
         whole((rows, shapes.places, shapes.llm.width), jnp.dtype(shapes.config.llm.dtype)),
         whole((rows, shapes.places), jnp.int32),
         whole((rows, shapes.places), jnp.int32),
-        whole((START + 1, shapes.llm.vocabulary), jnp.int32),
+        _table(shapes, mesh),
         whole((rows,), jax.eval_shape(lambda: jax.random.key(0)).dtype),
     )
     with jax.set_mesh(mesh):
-        first = prefill.trace(graph, params, *prompt, None, max_new_tokens=tokens)
-        state = jax.tree.map(lambda leaf: whole(leaf.shape, leaf.dtype), first.out_info)
-        return first, decode.trace(graph, params, state, prompt[3], None, whole((), jnp.int32))
+        return prefill.trace(graph, params, *prompt, None, max_new_tokens=shapes.config.prompt.max_answer_tokens)
+
+
+def trace_writing(shapes: Shapes, mesh: Mesh, read: Traced, compiled: Compiled) -> Traced:
+    """The loop over the answers' tokens, from the state that reading the prompts leaves, where that leaves it."""
+    graph, params = split(networks(shapes)[1], mesh)
+    state = jax.tree.map(
+        lambda leaf, sharding: ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        read.out_info,
+        compiled.output_shardings,
+    )
+    with jax.set_mesh(mesh):
+        return decode.trace(graph, params, state, _table(shapes, mesh), None, _array(mesh, P(), (), jnp.int32))
+
+
+def _table(shapes: Shapes, mesh: Mesh) -> ShapeDtypeStruct:
+    return _array(mesh, P(), (START + 1, shapes.llm.vocabulary), jnp.int32)
 
 
 def _count(model: nnx.Module) -> int:

@@ -22,7 +22,7 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.training.config import to_json
 from mlingo_jax.training.examples import lay_out, read_examples, train_batches
-from mlingo_jax.training.music import most_seconds
+from mlingo_jax.training.music import most_seconds, piece_seconds
 from mlingo_jax.training.run import prompt_settings
 
 
@@ -122,13 +122,9 @@ def _count_music(config: Config, clips: Mapping[str, Audio]) -> dict[str, int]:
     encoder = open_tower(find(config.mert.path), "mert")
     assert isinstance(encoder.config, MertConfig)
     audio = AudioSettings.from_folder(encoder.files or find(config.mert.path))
-    most, seconds = most_seconds(config), _seconds(config, clips)
-    return {
-        clip: count_tokens(
-            round(min(seconds.get(clip, 0.0), most) * audio.sample_rate), audio, encoder.config, config.mert.window
-        )
-        for clip in clips
-    }
+    most, piece, seconds = most_seconds(config), piece_seconds(config), _seconds(config, clips)
+    heard = {clip: round(min(seconds.get(clip, 0.0), most) * audio.sample_rate) for clip in clips}
+    return {clip: count_tokens(n, audio, encoder.config, config.mert.window, piece) for clip, n in heard.items()}
 
 
 def _seconds(config: Config, clips: Mapping[str, Audio]) -> dict[str, float]:

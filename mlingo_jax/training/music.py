@@ -129,13 +129,18 @@ def listening(config: Config) -> dict[str, Any]:
     data = config.data
     return {
         "window": config.mert.window,
-        # A crop is heard in one piece, as in a step.
-        "seconds": data.crop_seconds if data.crops else SECONDS,
+        "seconds": piece_seconds(config),
         "keep_states": config.adapter.learn_states,
         "stored": data.store,
         "crops": data.crops,
         "crop_seed": data.crop_seed if data.crops else 0,
     }
+
+
+def piece_seconds(config: Config) -> float:
+    """How much of a clip is heard at once: a crop whole, in a step and before."""
+    most = most_seconds(config)
+    return SECONDS if most == math.inf else most
 
 
 def most_seconds(config: Config) -> float:
