@@ -15,6 +15,7 @@ from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.models.partition import ROLES, STORED, check_divides, partition
+from mlingo_jax.models.quantization import Quantization
 from tests.tiny import LLAMA
 
 VICUNA = LLAMA | {
@@ -31,9 +32,9 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> AbstractMesh:
     return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"))
 
 
-def llama(**changes: int) -> nnx.Module:
+def llama(quantization: Quantization = "none", /, **changes: int) -> nnx.Module:
     config = LlamaConfig.from_json(VICUNA | changes, "llama")
-    return nnx.eval_shape(lambda: Llama(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Llama(config, dtype=jnp.bfloat16, quantization=quantization, rngs=nnx.Rngs(0)))
 
 
 def mert() -> nnx.Module:
@@ -88,3 +89,22 @@ def test_a_device_holds_its_share_of_a_tower(make, sizes: tuple[int, int, int]):
 def test_a_size_that_does_not_divide_is_named(changes: dict[str, int], sizes: tuple[int, int, int], message: str):
     with pytest.raises(UserError, match=f"my llm: .*{message}"):
         check_divides(llama(**changes), "my llm", mesh_of(*sizes))
+
+
+def test_groups_that_do_not_divide_are_named_as_such():
+    """A width of 896 is 28 groups of 32."""
+    small = {"hidden_size": 896, "num_attention_heads": 8, "num_key_value_heads": 8}
+    check_divides(llama(**small), "my llm", mesh_of(1, 8, 1))
+    check_divides(llama("int8", **small), "my llm", mesh_of(1, 8, 1))
+    with pytest.raises(UserError) as refused:
+        check_divides(llama("int4", **small), "my llm", mesh_of(1, 8, 1))
+    names = ("gate", "key", "query", "up", "value")
+    listed = ", ".join(f"28 groups of the {name} kernel along a width of 896 over fsdp 8" for name in names)
+    assert str(refused.value) == f"my llm: cannot be split evenly: {listed}; change --config.mesh"
+
+
+def test_a_vocabulary_that_tensor_cannot_split_is_no_hindrance_to_fsdp():
+    vicuna_v0 = llama(vocab_size=32_001)
+    check_divides(vicuna_v0, "my llm", mesh_of(1, 8, 1))
+    with pytest.raises(UserError, match=r"change --config\.mesh \(fsdp in place of tensor splits widths alone\)"):
+        check_divides(vicuna_v0, "my llm", mesh_of(1, 1, 8))

@@ -62,14 +62,19 @@ def check_divides(model: nnx.Module, name: str, mesh: Mesh | AbstractMesh) -> No
         UserError: it cannot; names every number that does not divide.
     """
     problems: set[str] = set()
-    for _, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    for path, parameter in parameters.items():
         axes = parameter.get_metadata("axes")
-        for letter, size, names in zip(axes, parameter.shape, _kept(axes, mesh), strict=True):
+        # A scale of a kernel in groups has the kernel's axes.
+        whole = parameters.get((*path[:-1], "kernel"), parameter).shape if path[-1] == "scale" else parameter.shape
+        for letter, size, names, length in zip(axes, parameter.shape, _kept(axes, mesh), whole, strict=True):
             if size % _parts(names, mesh):
                 over = " x ".join(f"{n} {mesh.shape[n]}" for n in names)
-                problems.add(f"{ROLES[letter].format(size)} over {over}")
+                groups = "" if size == length else f"{size} groups of the {path[-2]} kernel along "
+                problems.add(f"{groups}{ROLES[letter].format(length)} over {over}")
     if problems:
-        raise UserError(f"{name}: cannot be split evenly: {', '.join(sorted(problems))}; change --config.mesh")
+        instead = " (fsdp in place of tensor splits widths alone)" if any("tensor" in p for p in problems) else ""
+        raise UserError(f"{name}: cannot be split evenly: {', '.join(sorted(problems))}; change --config.mesh{instead}")
 
 
 def constrain(x: Array, axes: str, table: Table = USED) -> Array:
