@@ -16,6 +16,7 @@ from flax import nnx
 
 from conversion.tensors import Shape, Tensor, Tensors
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ def check(expected: Mapping[str, Shape], found: Tensors, source: str) -> None:
         if name in found and found[name].shape != shape
     ]
     if problems:
-        raise UserError(f"{source}: {len(problems)} tensors do not fit the model\n  " + "\n  ".join(problems))
+        raise UserError(f"{source}: {counted(len(problems), 'tensor')} not as in the model\n  " + "\n  ".join(problems))
 
 
 def _flax_regex(rule: Rule) -> re.Pattern[str]:

@@ -36,6 +36,7 @@ from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import embed_rows, token_log_probs
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.training.checkpoint import read_run
+from mlingo_jax.wording import counted
 
 Clip = str | Path | tuple[np.ndarray, int]
 
@@ -307,7 +308,7 @@ def _one_each(clips: Sequence[Clip], texts: str | Sequence[str], name: str) -> l
     _require_list(clips)
     texts = [texts] * len(clips) if isinstance(texts, str) else list(texts)
     if len(texts) != len(clips):
-        raise UserError(f"{name}: expected one for each of the {len(clips)} clips, found {len(texts)}")
+        raise UserError(f"{name}: expected one for each of {counted(len(clips), 'clip')}, found {len(texts)}")
     return texts
 
 

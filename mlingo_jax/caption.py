@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mlingo_jax.doors import run_door
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 
 if TYPE_CHECKING:
     from mlingo_jax.api import MusiLingo
@@ -64,9 +65,10 @@ def main() -> int:
         failed = caption(model, todo, arguments.question, options, arguments.seed, arguments.batch_size, output)
     if output is None:
         return 1 if failed else 0
+    answered = f"{len(files) - failed} of {counted(len(files), 'file')} answered"
     already = f", {len(files) - len(todo)} of them before" if len(todo) < len(files) else ""
-    errors = f"; {failed} cannot be read: see their error lines" if failed else ""
-    print(f"{arguments.output}: {len(files) - failed} of {len(files)} files answered{already}{errors}", file=sys.stderr)
+    errors = f"; {failed} cannot be read: see the lines with an error" if failed else ""
+    print(f"{arguments.output}: {answered}{already}{errors}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -124,7 +124,7 @@ def _by_hand(environment: Mapping[str, str]) -> Job | None:
             "number from 0; one process needs none of them"
         )
     if int(number) >= int(count):
-        raise UserError(f"{values}: of {count} processes the last is number {int(count) - 1}")
+        raise UserError(f"{values}: the last process is number {int(count) - 1}")
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise UserError(f"{ADDRESS}={address}: expected HOST:PORT, as node0:7777")

@@ -177,7 +177,7 @@ def test_an_adapter_that_is_not_finite_is_refused(towers, tmp_path):
 
 
 def test_lists_of_different_lengths_are_refused(model, clips):
-    with pytest.raises(UserError, match="expected one for each of the 2 clips, found 1"):
+    with pytest.raises(UserError, match="expected one for each of 2 clips, found 1"):
         model.answer(clips[:2], ["What?"])
 
 

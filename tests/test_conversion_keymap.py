@@ -136,7 +136,7 @@ def test_all_that_does_not_fit_is_listed():
     with pytest.raises(UserError) as caught:
         check({"a": (2,), "b": (1, 3), "c": (4,), "d": (5, 6)}, found, "some/folder")
     assert str(caught.value).splitlines() == [
-        "some/folder: 5 tensors do not fit the model",
+        "some/folder: 5 tensors not as in the model",
         "  missing: c [4]",
         "  missing: d [5, 6]",
         "  left over: more [1]",

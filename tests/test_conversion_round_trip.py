@@ -231,7 +231,7 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         to_jax.convert(tmp_path / "mert", tmp_path / "out")
     assert str(caught.value).splitlines() == [
-        f"{tmp_path / 'mert'}: 4 tensors do not fit the model",
+        f"{tmp_path / 'mert'}: 4 tensors not as in the model",
         "  missing: encoder.layers.1.attention.k_proj.weight [24, 24]",
         "  missing: encoder.layer_norm.bias [24]",
         "  left over: encoder.layers.2.attention.k_proj.weight [24, 24]",

@@ -160,7 +160,7 @@ def test_missing_places_are_named(tmp_path):
 def test_two_files_that_claim_one_clip_are_refused(tmp_path):
     annotations, audio = music_caps(tmp_path)
     tone(audio / "more" / f"{MUSIC_CAPS[0]['ytid']}.flac")
-    with pytest.raises(UserError, match=r"1 clips have several audio files, .*\.wav, .*more.*\.flac"):
+    with pytest.raises(UserError, match=r"1 clip with several audio files, .*\.wav, .*more.*\.flac"):
         built(MusicCaps, annotations, audio, tmp_path / "data")
 
 

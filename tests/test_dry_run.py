@@ -66,17 +66,17 @@ def test_a_dry_run_of_every_config(name, folder):
     shown = dry_run(config)
     settings, counts, batch, plan = shown.split("\n\n")
     assert settings == to_json(config).rstrip()
-    assert re.match(r"\d examples to train on, \d to evaluate on, about \d clips\nrows of \d+ tokens", counts)
+    assert re.match(r"\d examples? to train on, \d to evaluate on, about \d clips?\nrows of \d+ tokens", counts)
     rows = batch.splitlines()[1:]
     assert len(rows) == 2
     opening = "###Human: <Audio>" if config.prompt.template else ""
-    end = config.prompt.end_symbol.replace("\n", "\\n") if "; 0 answers are cut" in counts else ""
+    end = config.prompt.end_symbol.replace("\n", "\\n") if "; 0 answers cut" in counts else ""
     for b, row in enumerate(rows):
         assert re.match(rf"row {b}, \S+: <s>{opening}\[music 0-\d\]", row)
         assert row.endswith(f"{end}»")
     assert f"{config.steps:,} steps of 2 examples, {config.steps // config.accumulate:,} updates\n" in plan
     for part in parse_wanted(config.data.datasets, "") if name in RUNS else []:
-        assert f"examples of {part.dataset}:{part.split}" in plan
+        assert re.search(rf"examples? of {part.dataset}:{part.split}", plan)
 
 
 def test_a_dry_run_of_stage_1(folder):
@@ -100,7 +100,7 @@ def test_a_dry_run_of_packed_rows(folder):
     config = settled("finetune_musiccaps", folder)
     config.data.packed = True
     shown = dry_run(config)
-    assert "packed into 1 rows of 512 tokens, " in shown
+    assert "packed into 1 row of 512 tokens, " in shown
     assert [line.split(": ")[0] for line in shown.splitlines() if line.startswith("row ")] == [
         f"row {b}, music_caps:train[{place}]" for b in range(2) for place in range(2)
     ]

@@ -66,11 +66,9 @@ def test_the_door_says_what_it_takes_and_hears_all(heard, folder):
     assert heard.returncode == 0, heard.stderr
     features = folder / "data" / "features"
     size, progress = heard.stderr.splitlines()
-    assert size == (
-        f"{features}: 4 clips of music_caps, 0.0 hours, are 12 x 1 vectors of 24 numbers: 0.0 MB in float32"
-    )
+    assert size == (f"{features}: 4 clips of music_caps, 0.0 hours: 12 x 1 vectors of 24 numbers: 0.0 MB in float32")
     assert re.fullmatch(r"heard 4 of 4 clips, [\d.]+ clips/s, 00:00 left", progress)
-    assert heard.stdout == f"{features}: 4 clips of music_caps are heard, 4 in all\n"
+    assert heard.stdout == f"{features}: 4 clips of music_caps heard, 4 in all\n"
     cache = FeatureCache(features)
     assert {clip for clip in CLIPS if cache.shape(clip) == (3, 24)} == CLIPS
 
@@ -110,7 +108,7 @@ def test_two_processes_of_two_devices_hear_what_one_hears(heard, folder, tmp_pat
     ]
     said = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert f"{tmp_path}: 4 clips of music_caps are heard, 4 in all\n" in said[0][0]
+    assert f"{tmp_path}: 4 clips of music_caps heard, 4 in all\n" in said[0][0]
     assert "heard 4 of 4 clips" in said[0][1]
     # The first one speaks for both.
     assert "clips" not in said[1][0] + said[1][1]

@@ -82,7 +82,7 @@ def test_the_meshes_of_a_machine(towers):
     [
         (("--topology=v5e:3",), "a slice of v5e has 2 axes"),
         (("--topology=cpu:8", "--config.batch_size=2"), "config.batch_size is 2: must be a multiple of 8"),
-        (("--topology=cpu:8", "--config.mesh.fsdp=3"), "does not make up the 8 devices"),
+        (("--topology=cpu:8", "--config.mesh.fsdp=3"), "does not make up the number of devices, 8"),
         (("--topology=cpu:2", "--config.llm.path=llama-99"), "none of the models whose sizes are known here"),
         (("--topology=cpu:2", "--clip=2"), "--clip=2: not understood"),
     ],

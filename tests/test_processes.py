@@ -212,7 +212,7 @@ def test_a_job_given_by_hand_goes_before_any_other():
         ({"JAX_PROCESS_ID": ""}, "several processes need all three"),
         ({"JAX_COORDINATOR_ADDRESS": ""}, "several processes need all three"),
         ({"JAX_NUM_PROCESSES": "many"}, "JAX_NUM_PROCESSES=many"),
-        ({"JAX_PROCESS_ID": "4"}, "the last is number 3"),
+        ({"JAX_PROCESS_ID": "4"}, "the last process is number 3"),
         ({"JAX_COORDINATOR_ADDRESS": "node0"}, "expected HOST:PORT"),
     ],
 )

@@ -143,7 +143,7 @@ def test_rows_longer_than_the_language_model_was_made_for_are_told(finished, cor
 
 
 def test_a_batch_that_the_mesh_cannot_split(corpus, tmp_path):
-    with pytest.raises(UserError, match=r"mesh: fsdp 3 times tensor 1 does not make up the 1 devices"):
+    with pytest.raises(UserError, match=r"mesh: fsdp 3 times tensor 1 does not make up the number of devices, 1"):
         train(as_config(settings(corpus, tmp_path) | {"mesh.fsdp": 3}))
 
 

@@ -23,6 +23,7 @@ from mlingo_jax.data.stored import Audio, Waveform, read_ahead
 from mlingo_jax.data.unheard import require_few
 from mlingo_jax.errors import UserError
 from mlingo_jax.processes import barrier, gather, is_first, once
+from mlingo_jax.wording import counted
 from mlingo_jax.writing import write_whole
 
 Ear = Callable[[Sequence[Waveform]], Sequence[Features]]
@@ -121,7 +122,7 @@ class _Progress:
         self._said = time.monotonic()
         done, rate = self._before + self._heard, self._heard / (self._said - self._begun)
         left = tqdm.format_interval((self._clips - done) / rate)
-        line = f"heard {done:,} of {self._clips:,} clips, {rate:.1f} clips/s, {left} left"
+        line = f"heard {done:,} of {counted(self._clips, 'clip')}, {rate:.1f} clips/s, {left} left"
         if is_first():
             print(line, file=sys.stderr, flush=True)
 

@@ -13,6 +13,7 @@ from mlingo_jax.data.datasets.annotations import items, read_csv, read_json, rea
 from mlingo_jax.data.datasets.conversations import turns
 from mlingo_jax.data.examples import Example, Split
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _require_audio(examples: Sequence[Example], heard: Container[str]) -> None:
     if missing:
         raise UserError(
             f"{missing[0].where}: there is no audio file {missing[0].audio}; "
-            f"missing in all: {len(missing)} of {len({e.clip for e in examples})} clips"
+            f"missing in all: {len(missing)} of {counted(len({e.clip for e in examples}), 'clip')}"
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 
 _NAMED = 5
 
@@ -17,7 +18,7 @@ def require_few(reasons: Collection[str], clips: int, max_bad_fraction: float, t
     """Raises UserError if more than this share of all clips cannot be heard; `then` ends its message."""
     if len(reasons) > max_bad_fraction * clips:
         raise UserError(
-            f"{len(reasons)} of {clips} clips cannot be heard (allowed: {max_bad_fraction:.1%}): "
+            f"{len(reasons)} of {counted(clips, 'clip')} cannot be heard (allowed: {max_bad_fraction:.1%}): "
             f"{named(reasons)}; {then}"
         )
 

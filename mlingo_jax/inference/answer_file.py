@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 from mlingo_jax.writing import replacing, write_whole
 
 Key = tuple[str, str]
@@ -57,7 +58,7 @@ class AnswerFile:
         return self.path.with_name(f"{self.path.name}.settings.json")
 
     def _cannot_write(self, error: OSError) -> UserError:
-        kept = f"; the {len(self.done)} answers in it are kept" if self.done else ""
+        kept = f"; it keeps {counted(len(self.done), 'answer')}" if self.done else ""
         return UserError(
             f"{self.path}: cannot be written ({error.strerror}){kept}; the same command goes on from there"
         )

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 
 Table = Mapping[str, tuple[str, ...]]
 
@@ -41,12 +42,12 @@ IN_PLACE: Table = {"B": ("data",), "D": ("fsdp",)}
 
 GATHERED = "gathered"
 ROLES: Mapping[str, str] = {
-    "N": "{} heads",
-    "K": "{} key/value heads",
+    "N": "{} head{s}",
+    "K": "{} key/value head{s}",
     "F": "an inner width of {}",
-    "V": "a vocabulary of {} tokens",
+    "V": "a vocabulary of {} token{s}",
     "D": "a width of {}",
-    "O": "{} channels",
+    "O": "{} channel{s}",
 }
 
 
@@ -70,8 +71,9 @@ def check_divides(model: nnx.Module, name: str, mesh: Mesh | AbstractMesh) -> No
         for letter, size, names, length in zip(axes, parameter.shape, _kept(axes, mesh), whole, strict=True):
             if size % _parts(names, mesh):
                 over = " x ".join(f"{n} {mesh.shape[n]}" for n in names)
-                groups = "" if size == length else f"{size} groups of the {path[-2]} kernel along "
-                problems.add(f"{groups}{ROLES[letter].format(length)} over {over}")
+                groups = "" if size == length else f"{counted(size, 'group')} of the {path[-2]} kernel along "
+                what = ROLES[letter].format(length, s="s" * (length != 1))
+                problems.add(f"{groups}{what} over {over}")
     if problems:
         instead = " (fsdp in place of tensor splits widths alone)" if any("tensor" in p for p in problems) else ""
         raise UserError(f"{name}: cannot be split evenly: {', '.join(sorted(problems))}; change --config.mesh{instead}")

@@ -15,6 +15,7 @@ from conversion.checksum import weights_checksum
 from conversion.load import Tower, fit_adapter, load_adapter, load_tower, open_with_files
 from mlingo_jax.data.examples import Examples
 from mlingo_jax.data.mixture import Mixture
+from mlingo_jax.data.packing import Packing
 from mlingo_jax.data.pipeline import evaluation_batches
 from mlingo_jax.data.prompt import Prompt, load_tokenizer, read_context
 from mlingo_jax.data.rows import Batch
@@ -29,6 +30,7 @@ from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
 from mlingo_jax.training.sharding import check_batch, reading_share
 from mlingo_jax.training.step import Networks
+from mlingo_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,6 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
     llm = load_tower(config.llm.path, kind="llama", dtype=config.llm.dtype, quantization=quantization, mesh=mesh)
     sizes = row_sizes(surveyed, music.music)
     layout = lay_out(config, train, held_out, sizes)
-    packing = layout.packing
     graph, adapter = _make_adapter(config, music, llm)
     networks = Networks(adapter=graph, llm=llm.graphdef, mert=None, keep_states=config.adapter.learn_states)
     frozen = {"llm": llm.params}
@@ -123,7 +124,7 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         notes=[
             *_notes(len(train), len(held_out), int(surveyed.cut.sum()), sizes.mean, layout.length, music),
             *_too_long(sizes.longest, read_context(files)),
-            *([f"{len(packing):,} rows of up to {packing.examples} examples each"] if packing else []),
+            *_packed(layout.packing),
         ],
     )
 
@@ -155,6 +156,10 @@ def _make_adapter(config: Config, music: RunMusic, llm: Tower) -> tuple[nnx.Grap
     )
 
 
+def _packed(packing: Packing | None) -> list[str]:
+    return [f"{counted(len(packing), 'row')} of up to {counted(packing.examples, 'example')} each"] if packing else []
+
+
 def _too_long(longest: int, context: int | None) -> list[str]:
     if context is None or longest <= context:
         return []
@@ -165,11 +170,13 @@ def _too_long(longest: int, context: int | None) -> list[str]:
 
 
 def _notes(train: int, held_out: int, cut: int, mean: float, length: int, music: RunMusic) -> list[str]:
-    notes = [f"{train:,} examples to train on, {held_out:,} held out; rows of {length} tokens, {mean:.0f} used"]
+    examples = f"{counted(train, 'example')} to train on, {held_out:,} held out"
+    notes = [f"{examples}; rows of {length} tokens, {mean:.0f} used"]
     if cut:
-        notes.append(f"{cut:,} answers are longer than prompt.max_answer_tokens and are cut")
+        notes.append(f"{counted(cut, 'answer')} longer than prompt.max_answer_tokens, and cut")
     if music.unheard:
-        notes.append(f"{len(music.unheard):,} clips cannot be heard and are left out: {named(music.unheard.values())}")
+        lost = counted(len(music.unheard), "clip")
+        notes.append(f"{lost} left out that cannot be heard: {named(music.unheard.values())}")
     if not held_out:
         notes.append("no examples are held out: there will be no evaluation")
     return notes

@@ -24,6 +24,7 @@ from mlingo_jax.training.config import to_json
 from mlingo_jax.training.examples import lay_out, read_examples, train_batches
 from mlingo_jax.training.music import most_seconds, piece_seconds
 from mlingo_jax.training.run import prompt_settings
+from mlingo_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +62,22 @@ def dry_run(config: Config) -> str:
     packing, rows = layout.packing, f"rows of {layout.length} tokens, {sizes.mean:.0f} used on average"
     if packing:
         used = sizes.lengths[: len(train)].sum() / len(packing)
-        rows = f"packed into {len(packing):,} rows of {layout.length} tokens, {used:.0f} used on average"
+        rows = f"packed into {counted(len(packing), 'row')} of {layout.length} tokens, {used:.0f} used on average"
     batch = next(train_batches(config, train, prompt, music, layout))
     updates = config.steps // config.accumulate
     seen = config.steps * config.batch_size * layout.row_examples
     lines = [
         to_json(config).rstrip(),
         "",
-        f"{len(train):,} examples to train on, {len(held_out):,} to evaluate on, about {len(surveyed.clips):,} clips",
-        f"{rows}; {surveyed.cut.sum():,} answers are cut to {config.prompt.max_answer_tokens} tokens",
+        f"{counted(len(train), 'example')} to train on, {len(held_out):,} to evaluate on, about "
+        f"{counted(len(surveyed.clips), 'clip')}",
+        f"{rows}; {counted(int(surveyed.cut.sum()), 'answer')} cut to {config.prompt.max_answer_tokens} tokens",
         "",
         "the first batch, what is learnt in «»:",
         *shown_rows(batch, train, prompt.tokenizer),
         "",
-        f"{config.steps:,} steps of {config.batch_size} {'rows' if packing else 'examples'}, {updates:,} updates",
+        f"{counted(config.steps, 'step')} of {counted(config.batch_size, 'row' if packing else 'example')}, "
+        f"{counted(updates, 'update')}",
         *_epochs(config, train, seen),
     ]
     return "\n".join(lines)
@@ -111,7 +114,7 @@ def _epochs(config: Config, train: Mixture, seen: float) -> list[str]:
     names = [f"{w.dataset}:{w.split}" for w in wanted] or [data.manifest]
     total = sum(train.weights)
     return [
-        f"  {seen * weight / total / len(places):.2f} epochs of the {len(places):,} examples of {name}"
+        f"  {seen * weight / total / len(places):.2f} epochs of the {counted(len(places), 'example')} of {name}"
         + (f", {weight / total:.1%} of what is drawn" if len(names) > 1 else "")
         for name, weight, places in zip(names, train.weights, train.ranges, strict=True)
     ]

@@ -15,6 +15,7 @@ from mlingo_jax.data.stored import StoredAudio
 from mlingo_jax.processes import is_first
 from mlingo_jax.training.music import cache_folder, fixed_crops, hear_clips, listening, load_encoder
 from mlingo_jax.training.sharding import local_mesh
+from mlingo_jax.wording import counted
 
 
 def hear_collection(config: Config, dataset: str) -> str:
@@ -41,7 +42,8 @@ def hear_collection(config: Config, dataset: str) -> str:
         if is_first():
             print(f"{folder}: {expected_size(config, prepared, tower)}", file=sys.stderr, flush=True)
         cache, unheard = hear_clips(config, audio, tower, mesh)
-    heard = f"{folder}: {len(audio) - len(unheard):,} clips of {prepared.collection} are heard, {len(cache):,} in all"
+    clips = counted(len(audio) - len(unheard), "clip")
+    heard = f"{folder}: {clips} of {prepared.collection} heard, {len(cache):,} in all"
     return "\n".join([heard, *unheard.values()])
 
 
@@ -59,9 +61,9 @@ def expected_size(config: Config, prepared: Prepared, tower: Tower) -> str:
         vectors += count * count_tokens(samples, audio, tower.config, kind["window"], kind["seconds"])
     states = tower.config.states if kind["keep_states"] else 1
     size = vectors * states * tower.config.width * DTYPES[kind["stored"]].itemsize
-    in_crops = f" in {crops.count} crops of up to {crops.seconds:g} s" if crops else ""
+    in_crops = f" in {counted(crops.count, 'crop')} of up to {crops.seconds:g} s" if crops else ""
     hours = heard / audio.sample_rate / 3600
     return (
-        f"{len(prepared.clips):,} clips of {prepared.collection}{in_crops}, {hours:.1f} hours, are {vectors:,} x "
+        f"{counted(len(prepared.clips), 'clip')} of {prepared.collection}{in_crops}, {hours:.1f} hours: {vectors:,} x "
         f"{states} vectors of {tower.config.width:,} numbers: {size / 1e6:,.1f} MB in {kind['stored']}"
     )

@@ -30,8 +30,8 @@ def mesh_sizes(settings: MeshConfig, devices: int) -> tuple[int, int, int]:
     if data * inner != devices:
         given = "" if settings.data == -1 else f" times data {settings.data}"
         raise UserError(
-            f"mesh: fsdp {settings.fsdp} times tensor {settings.tensor}{given} does not make up the {devices} devices "
-            "there are; change --config.mesh"
+            f"mesh: fsdp {settings.fsdp} times tensor {settings.tensor}{given} does not make up the number of "
+            f"devices, {devices}; change --config.mesh"
         )
     return data, settings.fsdp, settings.tensor
 

@@ -27,6 +27,7 @@ from mlingo_jax.data.datasets.prepared import PREPARED, PreparedClips, dataset_f
 from mlingo_jax.data.datasets.report import Report, make_report, reports_folder, write_report
 from mlingo_jax.data.lock import alone
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 
 _ARRAY_RECORD = "array_record"
 # Beside the audio: the texts, the records' frames, and what the disk needs to stay usable.
@@ -88,7 +89,8 @@ def build(
         if not report.clips["there"] or report.share < options.min_share:
             least = f"a share of at least {options.min_share:g}" if report.clips["there"] else "at least one"
             raise UserError(
-                f"{name}: {report.clips['there']} of {report.wanted} clips can be used, expected {least}; see {reports}"
+                f"{name}: {report.clips['there']} of {counted(report.wanted, 'clip')} can be used, expected {least}; "
+                f"see {reports}"
             )
         return report
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from mlingo_jax.data.datasets.check import Checked, Clip, Task, check
 from mlingo_jax.data.datasets.records import SteadyWriter
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 from mlingo_jax.writing import replacing, write_whole
 
 SPLIT = "clips"
@@ -102,8 +103,8 @@ class Clips(tfds.core.BeamBasedBuilder):
             if "generated examples is 0" not in str(error):
                 raise
             raise UserError(
-                f"{self.builder_config.name}: none of the {len(self._tasks)} clips can be used; build without Beam to "
-                "see why"
+                f"{self.builder_config.name}: none of {counted(len(self._tasks), 'clip')} can be used; build without "
+                "Beam to see why"
             ) from error
         return _read_checks(sorted(self._work.glob("checks-*")))
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 
 DECODED = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 """Extensions of what libsndfile reads; other files go through ffmpeg."""
@@ -61,7 +62,8 @@ def find_all(folders: Sequence[Path], clips: dict[str, tuple[str, ...]]) -> dict
     if several:
         shown = "; ".join(f"{clip}: {', '.join(map(str, files))}" for clip, files in list(several.items())[:_NAMED])
         raise UserError(
-            f"{len(several)} clips have several audio files, so it is not clear which to take; remove all but one: "
+            f"{counted(len(several), 'clip')} with several audio files, so it is not clear which to take; remove all "
+            "but one: "
             f"{shown}{'; ...' if len(several) > _NAMED else ''}"
         )
     return {clip: files[0] if files else None for clip, files in found.items()}

@@ -14,6 +14,7 @@ from mlingo_jax.data.datasets.check import Clip
 from mlingo_jax.data.datasets.clips import HASHES, NAMES, SPLIT, clip_hash
 from mlingo_jax.data.datasets.records import read_texts
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 
 PREPARED = "prepared.json"
 
@@ -57,8 +58,8 @@ class PreparedClips:
         self._source = _source(self.folder, SPLIT)
         if len(self._source) != len(self._hashes):
             raise UserError(
-                f"{self.folder}: {len(self._source)} clips, but an index of {len(self._hashes)}; prepare the dataset "
-                "again"
+                f"{self.folder}: {counted(len(self._source), 'clip')}, but an index of {len(self._hashes)}; prepare "
+                "the dataset again"
             )
 
     def audio(self, clip: str) -> bytes:
