@@ -1,15 +1,16 @@
-"""Collectives are found in compiled programs of CPU and TPU, and in the lines that a GPU's compiler writes."""
+"""Collectives are found in compiled programs of CPU, TPU and GPU, however they are written."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlingo_jax.planning.devices import cuda_plugin
 from mlingo_jax.planning.program import Collective, array_bytes, collectives, donated
 
 # Each collective of KINDS but the broadcast, one of them in a scan in a scan, on a mesh of 2 x 4 devices.
@@ -17,14 +18,13 @@ SCRIPT = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from mlingo_jax.planning.devices import devices, prepare
+from mlingo_jax.planning.machines import parse
 from mlingo_jax.planning.program import collectives, donated
 
-if sys.argv[1] == "tpu":
-    from jax.experimental import topologies
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-else:
-    devices = jax.devices()
-mesh = Mesh(np.array(devices).reshape(2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+machine = parse(sys.argv[1])
+prepare(machine)
+mesh = Mesh(np.array(devices(machine)).reshape(2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 
 @jax.shard_map(mesh=mesh, in_specs=P("a", "b"), out_specs=P("a", "b"), check_vma=False)
 def exchange(x):
@@ -46,15 +46,14 @@ print(json.dumps([found, sorted(donated(text))]))
 """
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_collectives_of_a_compiled_program(platform: str):
-    if platform == "tpu" and importlib.util.find_spec("libtpu") is None:
-        pytest.skip("compiling for a TPU needs libtpu")
+@pytest.mark.parametrize(
+    ("machine", "compiler"), [("cpu:8", True), ("v5e:2x4", find_spec("libtpu")), ("h100:8", cuda_plugin())]
+)
+def test_collectives_of_a_compiled_program(machine: str, compiler: object):
+    if not compiler:
+        pytest.skip(f"the compiler for {machine} is not installed")
     environment = {n: v for n, v in os.environ.items() if n != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
-    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    # No TPU is opened, so several processes may compile at once.
-    environment |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    command = [sys.executable, "-c", SCRIPT, platform]
+    command = [sys.executable, "-c", SCRIPT, machine]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -96,6 +95,19 @@ def program(*lines: str, others: str = "") -> str:
         ),
         ("%s = (f32[8]{0}, s4[6]{0}) all-reduce-start(%p, %q), replica_groups={{0,1},{2,3}}", "all-reduce", 35, 2),
         ("%s = ((f32[8]{0}), f32[2]{0}) reduce-scatter-start(%p), replica_groups=[2,4]<=[8]", "reduce-scatter", 32, 4),
+        (
+            "%s = ((f32[4]{0}, f32[4]{0}), (f32[4]{0}, f32[4]{0})) all-to-all-start(%p, %q), "
+            'replica_groups={{0,4},{1,5}}, dimensions={0}, backend_config={"collective_backend_config":{}}',
+            "all-to-all",
+            32,
+            2,
+        ),
+        (
+            "%s = (f32[8]{0}, f32[8]{0}) collective-permute-start(%p), source_target_pairs={{0,1},{1,0}}",
+            "collective-permute",
+            32,
+            2,
+        ),
         (
             "ROOT %s = pred[8]{0:T(8)S(1)} all-gather(%p), replica_groups=mesh['x'=2,'y'=4] {'x','y':(1)2}",
             "all-gather",

@@ -53,6 +53,24 @@ def program(entry: str, others: str = "") -> str:
         ("ROOT %u = f32[8]{0} dynamic-update-slice(%p, %q, %i)", 16),
         ("ROOT %c = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%p)", 32),
         ("ROOT %t = (f32[8]{0}, f32[8]{0}) tuple(%p, %p)", 0),
+        # A GPU's, with room for the library to work in; the second adds its product to %p, which it reads.
+        (
+            'ROOT %c = (bf16[2,4]{1,0}, s8[4194304]{0}) custom-call(%q, %p), custom_call_target="__cublas$lt$matmul", '
+            'backend_config={"gemm_backend_config":{"alpha_real":1,"beta":0}}',
+            16 + 8 + 32,
+        ),
+        (
+            'ROOT %c = (f32[8]{0}, s8[4194304]{0}) custom-call(%q, %q, %p), custom_call_target="__cublas$lt$matmul", '
+            "output_to_operand_aliasing={{0}: (2, {})}",
+            32 + 8 + 8 + 32,
+        ),
+        (
+            "ROOT %f = (bf16[2,4,7,64]{3,1,2,0}, u8[64]{0}) custom-call(%q, %q, %q, %i), "
+            'custom_call_target="__cudnn$fmhaSoftmax"',
+            2 * 2 * 4 * 7 * 64 + 3 * 8 + 4,
+        ),
+        ("ROOT %a = f32[8]{0} all-reduce-start(%p), replica_groups={{0,1}}, to_apply=%add", 64),
+        ("ROOT %a = ((f32[8]{0}), f32[2]{0}) reduce-scatter-start(%p), replica_groups={{0,1,2,3}}, dimensions={0}", 40),
     ],
 )
 def test_instructions(line: str, expected: int):
@@ -86,6 +104,40 @@ def test_fusions_and_loops():
     )
     # Each round reads one row of b and the index, and writes one row of a.
     assert moved_bytes(program(loop, others)) == 4 * (32 + 4 + 32)
+
+
+def test_a_gpus_fusions():
+    """A layer's kernel copied out of the stack for cuBLAS, and one multiplied by Triton as it is read, in int8."""
+    others = """\
+%fused_dynamic_slice.4 (param_0.211: bf16[32,64,128], param_1.165: s32[]) -> bf16[1,64,128] {
+  %param_0.211 = bf16[32,64,128]{2,1,0} parameter(0)
+  %param_1.165 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %dynamic_slice.90.1 = bf16[1,64,128]{2,1,0} dynamic-slice(%param_0.211, %param_1.165, %zero, %zero)
+  ROOT %copy.205 = bf16[1,64,128]{2,1,0} copy(%dynamic_slice.90.1)
+}
+
+%nested_kernel (p.1: s8[64,128]) -> bf16[64,128] {
+  %p.1 = s8[64,128]{1,0} parameter(0)
+  ROOT %c.1 = bf16[64,128]{1,0} convert(%p.1)
+}
+
+%gemm_fusion_dot.52_computation (p.2: bf16[8,64], p.3: s8[64,128]) -> bf16[8,128] {
+  %p.2 = bf16[8,64]{1,0} parameter(0)
+  %p.3 = s8[64,128]{1,0} parameter(1)
+  %k.1 = bf16[64,128]{1,0} fusion(%p.3), kind=kCustom, calls=%nested_kernel
+  ROOT %dot.1 = bf16[8,128]{1,0} dot(%p.2, %k.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+    entry = """\
+  %stack = bf16[32,64,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = bf16[8,64]{1,0} parameter(2)
+  %kernel = s8[64,128]{1,0} parameter(3)
+  %loop_dynamic_slice_fusion.4 = bf16[1,64,128]{2,1,0} fusion(%stack, %i), kind=kCustom, calls=%fused_dynamic_slice.4
+  ROOT %gemm_fusion_dot.52 = bf16[8,128]{1,0} fusion(%x, %kernel), kind=kCustom, calls=%gemm_fusion_dot.52_computation"""
+    copied, multiplied = 2 * 2 * 64 * 128 + 4, 2 * 8 * 64 + 64 * 128 + 2 * 8 * 128
+    assert moved_bytes(program(entry, others)) == copied + multiplied
 
 
 def test_a_collective_in_pieces_counts_once():

@@ -2,7 +2,7 @@
 
 Every instruction reads its operands and writes its result; inside of a fusion nothing is moved. Of an operand that is
 only sliced, the slices count, and of an array that is updated in place, the update. What lies in a TPU's own fast
-memory (S(1) in its layout) costs nothing.
+memory (S(1) in its layout) costs nothing, nor does room to work in that a GPU's library asks for.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ from mlingo_jax.planning.program import array_bytes, called, computations, trips
 
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\(([^)]*)\)")
 _ARRAY = re.compile(r"\b([a-z]\w*\[[\d,]*\])(\{[^}]*\})?")
+# The last result of cuBLAS and cuDNN: as much room as they may want, not what they write.
+_WORKSPACE = re.compile(r", [su]8\[\d+\]\{0\}\)$")
 _ELSEWHERE = re.compile(r"S\([1-9]")
 # These move nothing by themselves.
 _FREE = re.compile(
@@ -58,7 +60,8 @@ class _Traffic:
             times = trips(one.line, self._lines) if one.kind == "while" else 1
             return (times or 1) * sum(map(self.of, inner))
         if one.kind.endswith("-start"):
-            return _memory(one.type)
+            # Operands and results, but of this one the results alone.
+            return _memory(one.type) * (2 if one.kind == "all-reduce-start" else 1)
         if one.kind == "fusion":
             fused = self._parsed[inner[0]]
             read = sum(
@@ -71,7 +74,8 @@ class _Traffic:
             return 2 * _memory(one.type)
         if one.kind == "dynamic-update-slice":
             return 2 * _size(scope, one.operands[1])
-        return _memory(one.type) + sum(_size(scope, operand) for operand in one.operands)
+        written = _WORKSPACE.sub(")", one.type) if 'custom_call_target="__cu' in one.line else one.type
+        return _memory(written) + sum(_size(scope, operand) for operand in one.operands)
 
     def _share(self, fused: dict[str, _Instruction], name: str, wanted: float = 1.0) -> float:
         """How much of a value a fusion reads, at most, to make the `wanted` share of its result."""
