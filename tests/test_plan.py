@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlingo_jax.planning.devices import cuda_plugin
 from tests.tiny import LLAMA, MERT
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +29,9 @@ def towers(tmp_path_factory) -> tuple[str, str]:
     return f"--config.mert.path={folder / 'mert'}", f"--config.llm.path={folder / 'llm'}"
 
 
-def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+def plan(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {n: v for n, v in os.environ.items() if n != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(path), str(ROOT)))
     command = [sys.executable, "-W", "error", "-m", "mlingo_jax.plan", "--config=base", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -65,6 +67,29 @@ def test_a_tpu(towers):
     assert "bound by" in found["least time"]
     assert "device-hours" in found["whole run"]
     assert "hearing" not in found
+
+
+def test_a_gpu(towers):
+    done = plan("--topology=h100:2", *SMALL, *towers, "--rows=2")
+    found = lines(done)
+    assert "2 devices of 79.65 GiB, 989 TFLOP/s" in found["machine"]
+    assert "programs get 75% of that memory" in done.stdout
+    assert "of 59.74 GiB on each device" in found["memory"]
+    assert "bound by" in found["least time"]
+    # Without its compiler the same figures, of processors.
+    assert ("an estimate, compiled for cpu:2" in done.stdout) == (cuda_plugin() is None)
+
+
+def test_a_gpus_compiler_that_is_not_jaxs(towers, tmp_path):
+    (tmp_path / "jax_cuda13_plugin").mkdir()
+    (tmp_path / "jax_cuda13_plugin" / "__init__.py").touch()
+    folder = tmp_path / "jax_cuda13_plugin-0.1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: jax-cuda13-plugin\nVersion: 0.1.0\n")
+    done = plan("--topology=h100:2", *SMALL, *towers, path=tmp_path)
+    assert done.returncode == 1
+    assert "the GPU's compiler is jax_cuda13_plugin 0.1.0, and jaxlib is" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_meshes_of_a_machine(towers):

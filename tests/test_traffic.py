@@ -122,7 +122,7 @@ def test_a_gpus_fusions():
   ROOT %c.1 = bf16[64,128]{1,0} convert(%p.1)
 }
 
-%gemm_fusion_dot.52_computation (p.2: bf16[8,64], p.3: s8[64,128]) -> bf16[8,128] {
+%gemm_fusion_dot.52_body (p.2: bf16[8,64], p.3: s8[64,128]) -> bf16[8,128] {
   %p.2 = bf16[8,64]{1,0} parameter(0)
   %p.3 = s8[64,128]{1,0} parameter(1)
   %k.1 = bf16[64,128]{1,0} fusion(%p.3), kind=kCustom, calls=%nested_kernel
@@ -134,8 +134,8 @@ def test_a_gpus_fusions():
   %i = s32[] parameter(1)
   %x = bf16[8,64]{1,0} parameter(2)
   %kernel = s8[64,128]{1,0} parameter(3)
-  %loop_dynamic_slice_fusion.4 = bf16[1,64,128]{2,1,0} fusion(%stack, %i), kind=kCustom, calls=%fused_dynamic_slice.4
-  ROOT %gemm_fusion_dot.52 = bf16[8,128]{1,0} fusion(%x, %kernel), kind=kCustom, calls=%gemm_fusion_dot.52_computation"""
+  %copied.4 = bf16[1,64,128]{2,1,0} fusion(%stack, %i), kind=kCustom, calls=%fused_dynamic_slice.4
+  ROOT %gemm_fusion_dot.52 = bf16[8,128]{1,0} fusion(%x, %kernel), kind=kCustom, calls=%gemm_fusion_dot.52_body"""
     copied, multiplied = 2 * 2 * 64 * 128 + 4, 2 * 8 * 64 + 64 * 128 + 2 * 8 * 128
     assert moved_bytes(program(entry, others)) == copied + multiplied
 

@@ -30,15 +30,22 @@ def compile_target(machine: Machine) -> Machine:
     """What programs are compiled for: the machine itself, or processors for GPUs whose compiler is not installed.
 
     Raises:
-        UserError: a TPU without its compiler.
+        UserError: a TPU without its compiler, or a GPU's is of another version than JAX.
     """
     if machine.is_tpu and importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology={machine.name}: the TPU's compiler is not installed; pip install 'mlingo_jax[tpu]' (it needs "
             f"no TPU), or estimate with --topology=cpu:{machine.devices}"
         )
-    if machine.is_gpu and cuda_plugin() is None:
+    if not machine.is_gpu:
+        return machine
+    if (plugin := cuda_plugin()) is None:
         return Machine(None, (machine.devices,))
+    if (found := metadata.version(plugin)) != (expected := metadata.version("jaxlib")):
+        raise UserError(
+            f"--topology={machine.name}: the GPU's compiler is {plugin} {found}, and jaxlib is {expected}; "
+            f"pip install -U 'mlingo_jax[cuda]', or estimate with --topology=cpu:{machine.devices}"
+        )
     return machine
 
 
@@ -71,7 +78,8 @@ def devices(target: Machine) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(name, platform, **options).devices)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        raise UserError(f"--topology={target.name}: the {platform.upper()} compiler refuses it ({error})") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--topology={target.name}: the {platform.upper()} compiler refuses it ({reason})") from error
 
 
 def _tpus(target: Machine) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from mlingo_jax.planning.costs import Costs, sent_bytes
-from mlingo_jax.planning.machines import GIB, Machine, memory_fraction
+from mlingo_jax.planning.machines import GIB, NODE, Machine, memory_fraction
 from mlingo_jax.planning.roofline import Roofline, besides, formula, roofline
 from mlingo_jax.planning.search import Candidate
 from mlingo_jax.planning.shapes import Shapes, parameter_counts
@@ -13,7 +13,7 @@ NAMED = 4
 
 
 def describe_machine(machine: Machine, target: Machine) -> list[str]:
-    """The machine's devices, what each can do, and what stands in for them where they have no compiler here."""
+    """The machine's devices, what each can do, and what is compiled for instead where their compiler is not there."""
     kind = machine.kind
     lines = [f"machine      {machine.name}, {machine.devices} devices"]
     if kind:
@@ -26,8 +26,15 @@ def describe_machine(machine: Machine, target: Machine) -> list[str]:
             f"             programs get {memory_fraction():.0%} of that memory; XLA_CLIENT_MEM_FRACTION=0.9, of a plan "
             "as of a run, gives them more"
         )
+    if machine.is_gpu and machine.devices > NODE:
+        lines.append(
+            f"             nodes of {NODE}: between them links are slower than that, and the least time longer"
+        )
     if target != machine:
-        lines.append(f"             no compiler for it here: compiled for {target.name}, an estimate")
+        lines.append(
+            f"             an estimate, compiled for {target.name}: a GPU's own compiler is not installed "
+            "(pip install 'mlingo_jax[cuda]'; it needs no GPU)"
+        )
     if target.kind is None:
         lines.append("             a processor has no bfloat16: its temporaries hold copies in float32, an upper bound")
     return lines
