@@ -36,6 +36,8 @@ def convert(source: Path, target: Path) -> None:
     alone = target.suffix == ".pth"
     if found == Found("adapter", "jax") and not alone:
         raise UserError(f"{target}: an adapter becomes one file; give it a name that ends in .pth")
+    if target.suffix in (".bin", ".pt", ".safetensors"):
+        raise UserError(f"{target}: an adapter is written as a .pth; of any other name is a folder, with all there is")
     with new_target(target, folder=not alone or found.kind in KINDS) as partial:
         if found.kind in KINDS:
             _write_tower(open_tower(source, found.kind), partial)

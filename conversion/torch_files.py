@@ -33,18 +33,17 @@ def write_torch(path: Path, state: Mapping[str, Tensors]) -> None:
     Raises:
         UserError: torch is not installed.
     """
-    torch = _import_torch(path)
+    torch = _import_torch(f"writing a {path.suffix} file")
     torch.save(
         {key: {n: _to_torch(t.read(), torch) for n, t in tensors.items()} for key, tensors in state.items()}, path
     )
 
 
-def _import_torch(path: Path) -> ModuleType:
+def _import_torch(what: Path | str) -> ModuleType:
     try:
         import torch
     except ImportError as error:
-        message = f"{path}: needs torch: pip install 'mlingo_jax[torch]', or convert the file to safetensors"
-        raise UserError(message) from error
+        raise UserError(f"{what}: needs torch: pip install 'mlingo_jax[torch]'") from error
     return torch
 
 

@@ -65,24 +65,26 @@ for signal in INT TERM USR1; do
   trap "kill -$signal ${pids[*]} 2> /dev/null || true" "$signal"
 done
 
+# Bash itself would tell of each process that is killed, in words of its own.
+exec 3>&2 2> /dev/null
 status=0 grace=10
 while true; do
   left=()
   for i in "${!pids[@]}"; do
-    if kill -0 "${pids[i]}" 2> /dev/null; then
+    if kill -0 "${pids[i]}"; then
       left+=("${pids[i]}")
     else
       ended=0
       wait "${pids[i]}" || ended=$?
       unset "pids[i]"
-      ((ended == 0)) || echo "$0: process $i of $processes ended with status $ended" >&2
+      ((ended == 0)) || echo "$0: process $i of $processes ended with status $ended" >&3
       ((status > 0)) || status=$ended
     fi
   done
   ((${#left[@]} > 0)) || exit "$status"
   if ((status > 0 && grace-- == 0)); then
-    echo "$0: ending the other processes" >&2
-    kill -KILL "${left[@]}" 2> /dev/null || true
+    echo "$0: ending the other processes" >&3
+    kill -KILL "${left[@]}" || true
   fi
   sleep 1 || true
 done

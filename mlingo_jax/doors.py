@@ -19,7 +19,6 @@ def run_door(main: Callable[[], int | None]) -> NoReturn:
     """
     sys.unraisablehook = _interrupt_again
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    failure = None
     try:
         sys.exit(main())
     except UserError as error:
@@ -32,15 +31,23 @@ def run_door(main: Callable[[], int | None]) -> NoReturn:
         print("stopped by the keyboard", file=sys.stderr)
         code = 130
     except Exception as error:
-        traceback.print_exc()
+        print(_lost_another(error) or traceback.format_exc().rstrip(), file=sys.stderr)
         code = 1
-        failure = error
     if "jax" in sys.modules:
         # Late: it loads JAX, which a mistake on the command line need not wait for.
         from mlingo_jax.processes import leave
 
-        leave(code, failure)
+        leave(code)
     sys.exit(code)
+
+
+def _lost_another(error: Exception) -> str | None:
+    """One line for an error that only says that another process has ended."""
+    if "jax" not in sys.modules:
+        return None
+    from mlingo_jax.processes import lost_another
+
+    return lost_another(error)
 
 
 def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -12,6 +12,7 @@ much silence one is taken for dead, which ends the others.
 import dataclasses
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -29,6 +30,8 @@ from mlingo_jax.errors import UserError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _LEAVE_SECONDS = 5.0
+# How the libraries beneath JAX name a broken connection; the errors' types do not tell it from a full memory.
+_GONE = re.compile(r"\b(Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED)\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,21 +188,25 @@ def from_first(value: Any) -> Any:
     return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
 
 
-def leave(code: int, failure: Exception | None = None) -> NoReturn:
-    """Ends a process that failed, for `run_door`; `failure` is what nobody expected, if that is why.
+def lost_another(error: Exception) -> str | None:
+    """One line for an error that shows no more than that another process is gone; None for any other error."""
+    if not jax.distributed.is_initialized() or not _GONE.search(str(error)):
+        return None
+    reason = str(error).partition("\n")[0]
+    return (
+        f"error: process {jax.process_index()} of {jax.process_count()}: what all processes compute together failed "
+        f"({reason}); most likely another one has ended: see its last lines. The same command, given to all again, "
+        "goes on from what is saved"
+    )
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a process that failed, for `run_door`.
 
     JAX would have it wait for the others at the exit, while they wait for it in a computation. So it waits for a
     moment only: if all have failed alike they part in peace, else the others see that one is gone, and end.
     """
     if jax.distributed.is_initialized():
-        if isinstance(failure, jax.errors.JaxRuntimeError):
-            reason = str(failure).partition("\n")[0]
-            print(
-                f"error: process {jax.process_index()} of {jax.process_count()}: what all processes compute together "
-                f"failed ({reason}); most likely another one has ended: see its last lines. The same command, given "
-                "to all again, goes on from what is saved",
-                file=sys.stderr,
-            )
         timer = threading.Timer(_LEAVE_SECONDS, os._exit, (code,))
         timer.daemon = True
         timer.start()

@@ -30,8 +30,10 @@ def _run(config: Config) -> None:
     from mlingo_jax import demo
     from mlingo_jax.processes import is_first, join, once
     from mlingo_jax.training.loop import train
+    from mlingo_jax.training.run import check_alike
 
     join()
+    check_alike(config)
     if config.data.datasets:
         from mlingo_jax.training.missing import require_all
 

@@ -124,6 +124,8 @@ def test_targets(mert: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     to_jax.convert(mert, tmp_path / "empty")
     assert (tmp_path / "empty/conversion.json").is_file()
+    with pytest.raises(UserError, match=r"all.safetensors: an adapter is written as a .pth"):
+        to_pytorch.convert(tmp_path / "empty", tmp_path / "all.safetensors")
 
 
 def test_nothing_is_left_of_a_target_that_failed(tmp_path: Path):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,6 +98,8 @@ def test_a_death_ends_all_with_an_error(two):
     _, killed, _ = two
     assert "process 1 of 2 ended with status 137" in killed
     assert re.search("process 0 of 2 ended with status [^0]|ending the other processes", killed)
+    # The reason is the other's end, not something to be searched for in the code.
+    assert "Traceback" not in killed
 
 
 def test_the_job_begun_again_goes_on_and_finishes(two):
@@ -177,6 +180,29 @@ def test_a_process_that_finds_no_other_says_so(environment, number, message):
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert time.monotonic() - start < 60
+
+
+def test_processes_of_one_run_must_be_given_the_same_settings(environment, tmp_path):
+    """Each would take rows of other batches, and both would go on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", *command(tmp_path, "run"), f"--config.batch_size={8 * (number + 1)}"],
+            env={**environment, **job, "JAX_PROCESS_ID": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    told = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    for text in told:
+        assert text.startswith("error: processes 0 and 1 were given different settings: config.batch_size is 8 and 16.")
+        assert len(text.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
 
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "gpu[01-02]"}

@@ -214,8 +214,9 @@ def _read(folder: Path) -> Saved:
     _check_sums(folder)
     # Each process reads by itself: else Orbax waits for all to read at the same time.
     process = jax.process_index()
-    own = ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
-    with ocp.Context(multiprocessing_options=own):
+    own = ocp.Context()
+    own.multiprocessing.primary_host, own.multiprocessing.active_processes = process, {process}
+    with own:
         items = ocp.load_checkpointables(str(folder))
         metadata = ocp.checkpointables_metadata(str(folder)).custom_metadata
     states: dict[str, Any] = metadata if isinstance(metadata, dict) else {}

@@ -84,7 +84,7 @@ def load_config(name: str) -> Config:
         module = importlib.import_module(f"configs.{name}")
     else:
         names = config_names()
-        raise UserError(f"--config={name}: no such config{_nearest(name, names)}; there are {', '.join(names)}")
+        raise UserError(f"--config={name}: no such config; there are {', '.join(names)}{_nearest(name, names)}")
     config = module.get_config() if hasattr(module, "get_config") else None
     if not isinstance(config, Config):
         raise UserError(f"--config={name}: has no get_config() that gives a configs.base.Config")

@@ -21,6 +21,7 @@ from conversion.folders import RUN
 from mlingo_jax.data.prompt import PromptSettings
 from mlingo_jax.data.survey import Survey
 from mlingo_jax.errors import UserError
+from mlingo_jax.processes import gather
 from mlingo_jax.training.checkpoint import is_run, read_run
 from mlingo_jax.training.config import fields, to_json
 from mlingo_jax.writing import write_whole
@@ -86,6 +87,23 @@ def check_config(config: Config) -> None:
     now = dict(_flatten(json.loads(to_json(config))))
     fixed = [f.name for f in fields(config) if not f.metadata.get("free") and not f.name.startswith("demo")]
     _refuse(workdir, [(f"config.{name}", before.get(name), now[name]) for name in fixed])
+
+
+def check_alike(config: Config) -> None:
+    """Of several processes, refuses those that were not all given the same settings; all must call it.
+
+    Raises:
+        UserError: on all of them; names each setting that differs, with both values.
+    """
+    first, *others = gather(dict(_flatten(json.loads(to_json(config)))))
+    for number, other in enumerate(others, 1):
+        names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        differences = [f"config.{name} is {first.get(name)!r} and {other.get(name)!r}" for name in names]
+        if differences:
+            raise UserError(
+                f"processes 0 and {number} were given different settings: {'; '.join(differences)}. "
+                "Give all processes the same command"
+            )
 
 
 def check_run(workdir: Path, run: Mapping[str, Any], parts: tuple[str, ...] = ESSENTIAL) -> None:
