@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import pickle
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from mlingo_jax.data.datasets.music_caps import MusicCaps
 from mlingo_jax.data.datasets.prepared import Prepared
 from mlingo_jax.errors import UserError
 from tests.collections_of_music import MUSIC_CAPS, built, tone, tones, write_csv
+from tests.full_disk import full_disk
 
 COUNT = 11
 
@@ -223,15 +223,9 @@ def test_a_disk_without_room_is_seen_first(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
-    """A limit on the size of files stands for the full disk."""
     annotations, audio = collection(tmp_path)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
-    try:
-        with pytest.raises(UserError, match="cannot be written"):
-            built(MusicCaps, annotations, audio, tmp_path / "data")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(40_000), pytest.raises(UserError, match="cannot be written"):
+        built(MusicCaps, annotations, audio, tmp_path / "data")
     assert not (tmp_path / "data" / "clips").exists()
     assert built(MusicCaps, annotations, audio, tmp_path / "data").clips["there"] == 9
 

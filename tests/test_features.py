@@ -5,9 +5,7 @@ import json
 import os
 import pickle
 import re
-import resource
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +21,8 @@ from mlingo_jax.data.features import FeatureCache, Fingerprint
 from mlingo_jax.data.fill import hear
 from mlingo_jax.data.lock import alone
 from mlingo_jax.errors import UserError
+from tests.full_disk import full_disk
+from tests.two_processes import run_two
 
 AUDIO = AudioSettings(sample_rate=8000, normalize=True)
 ENCODER = {"name": "small", "config": "c0", "weights": "w0", "dtype": "float32"}
@@ -255,22 +255,7 @@ def test_two_processes_hear_together(tmp_path):
     clips = write_clips(tmp_path, 9)
     clips["clip 2"].write_text("not audio")
     clips["clip 5"].unlink()
-    with socket.create_server(("localhost", 0)) as server:
-        address = f"localhost:{server.getsockname()[1]}"
-    command = [sys.executable, "-c", TOGETHER, str(Path(__file__).parent), str(tmp_path)]
-    job = {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **job, "JAX_PROCESS_ID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    said = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    said = run_two([sys.executable, "-c", TOGETHER, Path(__file__).parent, tmp_path])
     # Before them, the collectives speak of their connections.
     found = [json.loads(out.splitlines()[-1]) for out, _ in said]
     assert [heard for heard, *_ in found] == [4, 3]
@@ -285,17 +270,12 @@ def test_two_processes_hear_together(tmp_path):
 
 
 def test_a_full_disk_leaves_the_finished_shards(tmp_path):
-    """A limit on the size of files stands for the full disk: the second shard does not fit."""
+    """The second shard does not fit."""
     clips = write_clips(tmp_path, 1)
     cache, _ = hear(clips, ear, tmp_path / "cache", FINGERPRINT)
     soundfile.write(tmp_path / "long.wav", np.zeros(800_000), 8000)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    try:
-        with pytest.raises(UserError, match="cannot be written"):
-            hear({**clips, "long": tmp_path / "long.wav"}, ear, tmp_path / "cache", FINGERPRINT)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(2000), pytest.raises(UserError, match="cannot be written"):
+        hear({**clips, "long": tmp_path / "long.wav"}, ear, tmp_path / "cache", FINGERPRINT)
     assert len(list((tmp_path / "cache").glob("*.array_record"))) == 1
     assert not list((tmp_path / "cache").glob("*.partial"))
     np.testing.assert_array_equal(FeatureCache(tmp_path / "cache")["clip 0"], cache["clip 0"])

@@ -4,7 +4,6 @@ import os
 import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
 from tests.collections_of_music import MUSIC_CAPS, built, music_caps, write_jsonl
 from tests.tiny import tiny_llama, tiny_mert
+from tests.two_processes import run_two
 
 ROOT = Path(__file__).parents[1]
 CLIPS = {f"music_caps/{row['ytid']}" for row in MUSIC_CAPS}
@@ -92,22 +92,8 @@ def test_a_cache_of_another_kind_is_refused_by_name(heard, folder, tmp_path):
 
 
 def test_two_processes_of_two_devices_hear_what_one_hears(heard, folder, tmp_path):
-    with socket.create_server(("localhost", 0)) as server:
-        address = f"localhost:{server.getsockname()[1]}"
-    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "2"}
-    processes = [
-        subprocess.Popen(
-            door(folder, "music_caps", "--features", tmp_path),
-            cwd=ROOT,
-            env={**os.environ, **job, "JAX_PLATFORMS": "cpu", "JAX_PROCESS_ID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    said = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    command = door(folder, "music_caps", "--features", tmp_path)
+    said = run_two(command, {**os.environ, "JAX_NUM_CPU_DEVICES": "2"})
     assert f"{tmp_path}: 4 clips of music_caps heard, 4 in all\n" in said[0][0]
     assert "heard 4 of 4 clips" in said[0][1]
     # The first one speaks for both.

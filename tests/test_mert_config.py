@@ -13,46 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import HubertConfig
 
+from conversion import released
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.planning import published
 
-MERT_330M = {
-    "architectures": ["MERTModel"],
-    "attention_relax": 32.0,
+# What the files have besides what is published here.
+IDLE = {
     "auto_map": {"AutoConfig": "configuration_MERT.MERTConfig", "AutoModel": "modeling_MERT.MERTModel"},
-    "conv_bias": False,
-    "conv_dim": [512] * 7,
-    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-    "deepnorm": False,
-    "do_stable_layer_norm": True,
-    "feat_extract_activation": "gelu",
-    "feat_extract_norm": "group",
-    "feat_proj_layer_norm": True,
-    "feature_extractor_cqt": False,
     "feature_extractor_cqt_bins": 336,
-    "hidden_act": "gelu",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "layer_norm_eps": 1e-5,
     "mask_channel_selection": "static",
-    "mask_feature_prob": 0.0,
-    "mask_time_prob": 0.075,
-    "model_type": "mert_model",
-    "num_attention_heads": 16,
-    "num_conv_pos_embedding_groups": 16,
-    "num_conv_pos_embeddings": 128,
-    "num_feat_extract_layers": 7,
-    "num_hidden_layers": 24,
-    "sample_rate": 24000,
 }
-MERT_95M = MERT_330M | {
-    "do_stable_layer_norm": False,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-}
+MERT_330M = {**released.MERT_330M, **IDLE}
+MERT_95M = {**published.MERT_95M, **IDLE}
 
 
 def read(values: dict[str, Any]) -> MertConfig:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -25,6 +24,7 @@ from mlingo_jax.training.profile import profiled_steps
 from mlingo_jax.training.record import read_metrics
 from mlingo_jax.training.stop import Stop
 from tests.tiny_run import ROOT, STEPS, as_config, command, make_corpus, quick_environment, settings
+from tests.two_processes import start_two
 
 # The most a scheduler waits between its notice and kill -9, in seconds.
 PATIENCE = 30
@@ -171,15 +171,7 @@ def test_two_processes_stop_together_and_another_mesh_goes_on_with_the_same_exam
     """Begun on two processes, one of which is asked to stop; it goes on in one, with eight devices: rows, width and
     heads are split in two each."""
     values = settings(corpus, tmp_path)
-    with socket.create_server(("localhost", 0)) as server:
-        address = f"localhost:{server.getsockname()[1]}"
-    job = {**environment, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    processes = [
-        subprocess.Popen(
-            command(values), cwd=ROOT, env={**job, "JAX_PROCESS_ID": number}, stderr=subprocess.PIPE, text=True
-        )
-        for number in ("0", "1")
-    ]
+    processes = start_two(command(values), environment)
     send(processes[1].pid, signal.SIGTERM, lambda: steps(tmp_path) >= 35)
     shown = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, shown

@@ -1,4 +1,3 @@
-import resource
 import signal
 import subprocess
 import sys
@@ -7,6 +6,7 @@ import pytest
 
 from mlingo_jax.errors import UserError
 from mlingo_jax.writing import write_whole
+from tests.full_disk import full_disk
 
 # Writes a piece that is surely on the disk, says so, and then waits for its end.
 HALF = """
@@ -61,17 +61,11 @@ def test_an_error_in_the_middle_leaves_the_old_file_alone(tmp_path, error):
 
 
 def test_what_cannot_be_written_is_named(tmp_path):
-    """A limit on the size of files stands for the full disk."""
     path = tmp_path / "notes.txt"
     path.write_text("old")
     with pytest.raises(UserError, match=r"notes\.txt/inner: cannot be written \(Not a directory\)"):
         write_whole(path / "inner", ["new"])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(UserError, match=r"/notes\.txt: cannot be written \(File too large\)"):
-            write_whole(path, ["new" * 1000])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(1000), pytest.raises(UserError, match=r"/notes\.txt: cannot be written \(File too large\)"):
+        write_whole(path, ["new" * 1000])
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
