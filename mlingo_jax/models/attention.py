@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -101,6 +99,10 @@ def _splash(
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
     """The TPU's kernel, on each device for its own rows and heads; it skips blocks that lie in the future."""
+    # Here: to import them takes almost half a second, and only a TPU needs them.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
+
     length = query.shape[1]
     padding = -length % block
     wide = ((0, 0), (0, padding), (0, 0), (0, 0))
