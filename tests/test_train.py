@@ -19,6 +19,7 @@ from mlingo_jax.training.assemble import assemble
 from mlingo_jax.training.checkpoint import load_run_adapter, restore
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
+from mlingo_jax.training.run import check_run
 from mlingo_jax.training.sharding import make_mesh
 from tests.tiny import tiny_llama, tiny_mert
 from tests.tiny_run import ROOT, STEPS, WINDOW, as_config, command, make_corpus, quick_environment, settings
@@ -112,6 +113,7 @@ def test_the_result_answers_and_scores_as_it_was_evaluated(finished, corpus):
         ({"data.manifest": ""}, r"config\.data\.manifest is empty"),
         ({"llm.path": "llm2"}, r"llm\.identity\.weights was '\w+', is '\w+'"),
         ({"mert.path": "mert2"}, r"holds another run: mert\.identity\.weights was '\w+', is '\w+'"),
+        ({"llm.quantization": "int8"}, r"config\.llm\.quantization was 'none', is 'int8'"),
         ({"data.manifest": "other.jsonl"}, r"data\.fingerprint was '\w+', is '\w+'"),
     ],
 )
@@ -120,12 +122,21 @@ def test_another_run_is_refused_and_the_folder_stays_as_it_is(finished, corpus, 
     tiny_llama(corpus / "llm2", seed=5)
     tiny_mert(corpus / "mert2", seed=5)
     (corpus / "other.jsonl").write_text((corpus / "music.jsonl").read_text().replace("bell", "drum"))
-    changes = {name: corpus / value if value and isinstance(value, str) else value for name, value in changes.items()}
+    changes = {n: corpus / v if v and n.endswith(("path", "manifest")) else v for n, v in changes.items()}
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=message) as error:
         train(as_config(settings(corpus, workdir) | changes))
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_is_that_of_its_quantisation(finished, corpus, tmp_path):
+    """By the tower's identity, whatever its config.json says."""
+    workdir, _ = finished
+    values = settings(corpus, tmp_path) | {"llm.quantization": "int4", "data.features": workdir / "features"}
+    config = as_config(values)
+    with pytest.raises(UserError, match=r"llm\.identity\.quantization was 'none', is 'int4'"):
+        check_run(workdir, assemble(config, make_mesh(config.mesh)).run)
 
 
 def test_a_folder_in_which_another_process_trains_is_left_alone(finished, corpus):
