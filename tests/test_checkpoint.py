@@ -21,7 +21,7 @@ def make(step: int, size: int = 8) -> Saved:
     rng = np.random.default_rng(step)
     adapter = {"projection": {"kernel": rng.normal(size=(size, 4)).astype(np.float32), "bias": np.zeros(4, np.float32)}}
     optimizer = {"moments": {"count": np.array(step, np.int32), "mu": adapter}, "weight": np.array(2.5, np.float32)}
-    return Saved(step, adapter, optimizer, {"next_index": step}, {"skipped": [7]})
+    return Saved(step, adapter, optimizer, {"next_index": step}, {"skipped": [7]}, ["7.wav: not audio"])
 
 
 def keeping(run: Path, keep: int) -> Checkpoints:
@@ -46,6 +46,7 @@ def assert_is(saved: Saved | None, step: int) -> None:
     assert saved is not None
     expected = make(step)
     assert (saved.step, saved.data, saved.watch) == (step, {"next_index": step}, {"skipped": [7]})
+    assert saved.unheard == ["7.wav: not audio"]
     for name, values in expected.adapter["projection"].items():
         np.testing.assert_array_equal(saved.adapter["projection"][name], values)
         assert saved.adapter["projection"][name].dtype == np.float32
@@ -63,7 +64,8 @@ def test_the_newest_are_kept_and_read_back(run):
 
 def test_a_checkpoint_names_its_towers_and_does_not_hold_them(run):
     metadata = json.loads((run / "checkpoints" / "30" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
-    assert metadata == {"data": {"next_index": 30}, "watch": {"skipped": [7]}, "towers": TOWERS}
+    assert metadata.pop("towers") == TOWERS
+    assert metadata == {"data": {"next_index": 30}, "watch": {"skipped": [7]}, "unheard": ["7.wav: not audio"]}
     assert {path.name for path in (run / "checkpoints" / "30").iterdir() if path.is_dir()} == {"adapter", "optimizer"}
 
 

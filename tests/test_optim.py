@@ -71,16 +71,17 @@ def test_three_steps_equal_torch_adamw(problem):
     groups = [{"params": [kernel], "weight_decay": 0.05}, {"params": [bias, logits], "weight_decay": 0.0}]
     theirs = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
     ours = jax.tree.map(jnp.asarray, params)
-    optimiser = adamw(settings, steps=6, accumulate=2)
+    optimiser = adamw(settings)
     state = optimiser.init(ours)
     for number, gradient in enumerate(gradients):
         for parameter, g in zip((kernel, bias, logits), leaves(gradient), strict=True):
             parameter.grad = torch.tensor(g)
+        rate = float(learning_rate(2 * number + 1, settings, 6))
         for group in theirs.param_groups:
-            group["lr"] = float(learning_rate(2 * number + 1, settings, 6))
+            group["lr"] = rate
         theirs.step()
-        change, state = jax.jit(optimiser.update)(gradient, state, ours)
-        ours = jax.tree.map(jnp.add, ours, change)
+        changes, state = jax.jit(optimiser.update)(gradient, state, ours)
+        ours = jax.tree.map(lambda p, change, rate=rate: p + rate * change, ours, changes)
         # As through a checkpoint.
         state = with_moments(optimiser.init(ours), named_moments(state))
     for parameter, found in zip((kernel, bias, logits), leaves(ours), strict=True):
@@ -105,7 +106,7 @@ def test_clipping_scales_only_what_is_larger():
     # The first moment is linear in the gradient, so it shows what the optimiser was given.
     params = {"a": jnp.zeros(2)}
     for limit, expected in ((1.0, [0.6, 0.8]), (10.0, [3, 4]), (0.0, [3, 4])):
-        optimiser = adamw(OptimConfig(clip_norm=limit), steps=1, accumulate=1)
+        optimiser = adamw(OptimConfig(clip_norm=limit))
         _, state = optimiser.update({"a": jnp.array([3.0, 4.0])}, optimiser.init(params), params)
         first = next(leaf for name, leaf in named_moments(state).items() if name.endswith("mu.a"))
         np.testing.assert_allclose(first / 0.1, expected, rtol=1e-5)

@@ -197,8 +197,9 @@ def test_two_processes_stop_together_and_another_mesh_goes_on_with_the_same_exam
 
 def test_steps_without_a_finite_loss_are_left_out_and_named_until_there_are_too_many(corpus, tmp_path, capsys):
     values = settings(corpus, tmp_path) | {"steps": 20, "optim.lr": 1e30, "optim.warmup_steps": 0, "accumulate": 1}
-    with pytest.raises(UserError, match=r"steps (\d+), \d+, \d+: loss is nan.* more than config.max_skipped_steps = 2"):
-        train(as_config(values | {"max_skipped_steps": 2}))
+    # The one checkpoint that is due falls on the first of them, and is not made.
+    with pytest.raises(UserError, match=r"steps 3, 4, 5: loss is nan.* more than config.max_skipped_steps = 2"):
+        train(as_config(values | {"max_skipped_steps": 2, "checkpoint.every": 3}))
     assert restore(tmp_path) is None
     records = read_metrics(tmp_path)
     skipped = [r for r in records if "skipped" in r]

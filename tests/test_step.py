@@ -185,6 +185,17 @@ def test_one_compile_and_only_the_adapter_changes(step, llm, mesh):
     assert state.adapter["projection"]["kernel"].dtype == jnp.float32
 
 
+def test_an_update_has_the_rate_that_is_reported_also_after_one_that_was_left_out(llm, mesh):
+    settings, frozen, batch = config(), {"llm": llm[1]}, on_device(make_batch(0))
+    settings.optim = dataclasses.replace(settings.optim, warmup_lr=1e-3, warmup_steps=4)
+    step = compile_train_step(networks_of(llm), settings, mesh)
+    _, first = step(first_state(mesh), frozen, batch)
+    _, second = step(replicate(dataclasses.replace(first_state(mesh), step=np.int32(1)), mesh), frozen, batch)
+    rates = [float(metrics["learning_rate"]) for metrics in (first, second)]
+    assert rates == pytest.approx([1e-3, 3.25e-3])
+    assert float(second["update_norm"] / first["update_norm"]) == pytest.approx(rates[1] / rates[0], rel=1e-5)
+
+
 def test_training_lowers_the_loss(step, llm, mesh):
     state, batch = first_state(mesh), on_device(make_batch(0))
     losses = []

@@ -15,6 +15,7 @@ from mlingo_jax.data.pipeline import HeardMusic, evaluation_batches, make_datase
 from mlingo_jax.data.prompt import Prompt, PromptSettings
 from mlingo_jax.data.unheard import Unheard
 from mlingo_jax.errors import UserError
+from mlingo_jax.training.checkpoint import restore
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
 from tests.tiny import tiny_llama, tiny_mert, tiny_tokenizer
@@ -67,14 +68,16 @@ def test_their_rows_are_empty_and_all_others_as_they_were(whole, damaged, prompt
 def test_each_is_named_once_and_too_many_end_it(damaged, prompt):
     first, second = evaluation_batches(damaged, prompt, MUSIC, length=64, batch=3)
     said: list[str] = []
-    watch = Unheard(6, 0.2, said.append)
+    watch = Unheard(6, 0.2, said.append, [])
     watch.note(first)
     watch.note(first)
+    # Known to a run that is taken up again.
+    watch = Unheard(6, 0.2, said.append, watch.share())
     with pytest.raises(UserError, match=r"2 of 6 clips cannot be heard \(allowed: 20\.0%\): .*1\.wav.*; .*4\.wav") as e:
         watch.note(second)
     assert "\n" not in str(e.value)
     assert [f"{clip}.wav: not audio" in line for clip, line in zip(BROKEN, said, strict=True)] == [True, True]
-    patient = Unheard(6, 0.5, said.append)
+    patient = Unheard(6, 0.5, said.append, [])
     for batch in (first, second, first, second):
         patient.note(batch)
     assert len(said) == 4
@@ -95,6 +98,9 @@ def test_a_run_goes_on_without_them(damaged, tmp_path, capsys):
     config.data.max_bad_fraction = 0.4
     train(config)
     assert ["loss" in record for record in read_metrics(config.workdir)] == [True] * 3
+    saved = restore(config.workdir)
+    assert saved is not None
+    assert len(saved.unheard) == len(BROKEN)
     shown = capsys.readouterr().err
     for clip in BROKEN:
         assert shown.count(f"cannot be heard, its examples are skipped: {folder / f'{clip}.wav'}: not audio") == 1

@@ -1,9 +1,10 @@
 """Clips that cannot be heard: each is named once, and past a share of all clips the run stops."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.errors import UserError
+from mlingo_jax.processes import gather
 from mlingo_jax.wording import counted
 
 _NAMED = 5
@@ -26,15 +27,24 @@ def require_few(reasons: Collection[str], clips: int, max_bad_fraction: float, t
 class Unheard:
     """Sees to the clips that cannot be heard while a run goes on; their rows are empty."""
 
-    def __init__(self, clips: int, max_bad_fraction: float, say: Callable[[str], None]):
-        """clips: of the run. say: where each bad clip is named, once."""
+    def __init__(self, clips: int, max_bad_fraction: float, say: Callable[[str], None], known: Iterable[str]):
+        """clips: of the run. say: where each bad clip is named, once. known: reasons told before, as `share` gave."""
         self._clips, self._most, self._say = clips, max_bad_fraction, say
-        self._reasons: list[str] = []
+        self._reasons = dict.fromkeys(known)
 
     def note(self, batch: Batch) -> None:
         """Counts what could not be heard for this batch. Raises UserError when it is too many clips since the start."""
-        for reason in dict.fromkeys(batch.get("unheard", ())):
+        for reason in batch.get("unheard", ()):
             if reason and reason not in self._reasons:
-                self._reasons.append(reason)
+                self._reasons[reason] = None
                 self._say(f"cannot be heard, its examples are skipped: {reason}")
-                require_few(self._reasons, self._clips, self._most, "a higher data.max_bad_fraction skips more of them")
+                self._require_few()
+
+    def share(self) -> list[str]:
+        """Why clips could not be heard, by any of the processes, all of which know of it then. Raises as `note`."""
+        self._reasons = dict.fromkeys(reason for reasons in gather(list(self._reasons)) for reason in reasons)
+        self._require_few()
+        return list(self._reasons)
+
+    def _require_few(self) -> None:
+        require_few(self._reasons, self._clips, self._most, "a higher data.max_bad_fraction skips more of them")

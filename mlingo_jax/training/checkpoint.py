@@ -33,7 +33,7 @@ SUMS = "SHA256SUMS"
 class Saved:
     """What a checkpoint holds, as numpy arrays and JSON values.
 
-    data: the state of the data's iterator. watch: that of the loop's `Watch`.
+    data: the state of the data's iterator. watch: that of the loop's `Watch`. unheard: why clips could not be heard.
     """
 
     step: int
@@ -41,6 +41,7 @@ class Saved:
     optimizer: dict[str, Any]
     data: dict[str, Any]
     watch: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unheard: list[str] = dataclasses.field(default_factory=list)
 
 
 class Checkpoints:
@@ -69,10 +70,11 @@ class Checkpoints:
         """Starts writing a checkpoint. The arrays must not change afterwards. towers: their identity."""
         self.wait()
         self._check_space(saved)
+        metadata: dict[str, Any] = {name: getattr(saved, name) for name in ("data", "watch", "unheard")}
         response = self._checkpointer.save_checkpointables_async(
             saved.step,
             {"adapter": saved.adapter, "optimizer": saved.optimizer},
-            custom_metadata={"data": saved.data, "watch": saved.watch, "towers": dict(towers)},
+            custom_metadata=metadata | {"towers": dict(towers)},
             force=True,
         )
         assert response is not None
@@ -222,7 +224,8 @@ def _read(folder: Path) -> Saved:
     states: dict[str, Any] = metadata if isinstance(metadata, dict) else {}
     if not isinstance(states.get("data"), dict):
         raise ValueError("its metadata cannot be read")
-    return Saved(int(folder.name), items["adapter"], items["optimizer"], states["data"], states.get("watch", {}))
+    watch, unheard = states.get("watch", {}), states.get("unheard", [])
+    return Saved(int(folder.name), items["adapter"], items["optimizer"], states["data"], watch, unheard)
 
 
 def _reason(error: Exception) -> str:

@@ -23,7 +23,7 @@ from mlingo_jax.data.lock import alone
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.unheard import Unheard, named
 from mlingo_jax.errors import Stopped, UserError
-from mlingo_jax.processes import gather, is_first
+from mlingo_jax.processes import barrier, gather, is_first
 from mlingo_jax.training.assemble import Assembly, assemble, overview
 from mlingo_jax.training.checkpoint import CHECKPOINTS, Checkpoints, Saved, restore, to_host
 from mlingo_jax.training.optim import named_moments, with_moments
@@ -84,7 +84,7 @@ def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> Non
             progress.say(f"{workdir}: {'is finished' if finished else 'going on'} after step {first} of {config.steps}")
             if changes := changes_since(workdir, assembly.run):
                 progress.say(f"since the run began {'; '.join(changes)}: losses may differ in their last digits")
-        Loop(config, assembly, mesh, record, progress, checkpoints, stop).run(saved)
+        Loop(config, assembly, mesh, record, progress, checkpoints, stop, saved).run()
     sums = prove_frozen(assembly)
     progress.say(f"the frozen towers are unchanged: {', '.join(f'{n} {s[:16]}' for n, s in sums.items())}")
     if is_first():
@@ -121,34 +121,37 @@ class Loop:
         progress: Progress,
         checkpoints: Checkpoints,
         stop: Stop,
+        saved: Saved | None,
     ):
         self._config, self._assembly, self._mesh = config, assembly, mesh
         self._record, self._progress, self._checkpoints = record, progress, checkpoints
-        self._unheard = Unheard(assembly.clips, config.data.max_bad_fraction, progress.warn)
-        self._stop = stop
+        self._stop, self._saved = stop, saved
+        self._watch = Watch(config.log.spike, saved.watch if saved else {})
+        unheard = saved.unheard if saved else []
+        self._unheard = Unheard(assembly.clips, config.data.max_bad_fraction, progress.warn, unheard)
         self._train_step = compile_train_step(assembly.networks, config, mesh)
         self._eval_step = compile_eval_step(assembly.networks, config, mesh)
 
-    def run(self, saved: Saved | None) -> None:
+    def run(self) -> None:
         """From the first step, or the one after a checkpoint, to the last.
 
         Raises:
             UserError: more losses than `config.max_skipped_steps` were not finite.
             Stopped: a signal came.
         """
-        first = saved.step + 1 if saved else 1
+        first = self._saved.step + 1 if self._saved else 1
         profiled = profiled_steps(self._config.profile_steps)
         if profiled and profiled[-1] < first:
             self._progress.say(f"profile_steps {self._config.profile_steps}: not traced, for step {first} is the next")
         # Of several processes, which do the same, one is enough.
         profiled = profiled if jax.process_index() == 0 else range(0)
         with Profiler(Path(self._config.workdir) / "profile", profiled) as profiler:
-            self._run(first, saved, profiler)
+            self._run(first, profiler)
         self._checkpoints.wait()
 
-    def _run(self, first: int, saved: Saved | None, profiler: Profiler) -> None:
+    def _run(self, first: int, profiler: Profiler) -> None:
         config, frozen = self._config, self._assembly.frozen
-        state, batches = self._begin(saved)
+        state, batches = self._begin()
         # Fetched one step late: the host prepares and queues a step while the device computes the one before.
         waiting: tuple[int, Metrics, np.ndarray] | None = None
         for step in range(first, config.steps + 1):
@@ -164,27 +167,30 @@ class Loop:
             self._stop.listen()
             asked = self._stop.asked()
             evaluating = self._evaluates(step) and not asked
-            saving = asked or step == config.steps or _divides(config.checkpoint.every, step)
-            if evaluating or saving:
+            due = _divides(config.checkpoint.every, step)
+            if evaluating or due or asked:
                 self._note(*waiting)
                 waiting = None
             if evaluating:
                 self._evaluate(step, state)
                 asked = self._stop.asked()
-            if saving or asked:
+            # What gives no number for a loss takes no good checkpoint's place.
+            if asked or step == config.steps or (due and step not in self._watch.skipped):
                 self._save(step, state, batches)
             if asked:
                 self._checkpoints.wait()
+                # The first process has the last word on it; if another one ended before, that would end the first.
+                barrier("the checkpoint is whole")
                 raise Stopped(
                     f"{config.workdir}: stopped by {asked.name} and saved after step {step} of {config.steps}; "
                     "the same command goes on from there",
                     asked,
                 )
-            if evaluating or saving or traced:
+            if evaluating or due or traced:
                 self._progress.interrupt()
 
-    def _begin(self, saved: Saved | None) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
-        self._watch = Watch(self._config.log.spike, saved.watch if saved else {})
+    def _begin(self) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
+        saved = self._saved
         state, batches = init_state(self._assembly.adapter, self._config), self._assembly.train_batches()
         if not saved:
             return replicate(state, self._mesh), batches
@@ -256,7 +262,8 @@ class Loop:
         self._record.sync()
         optimizer = {"moments": named_moments(state.moments), "gradient": state.gradient, "weight": state.weight}
         data = batches.get_state()
-        saved = Saved(step, to_host(state.adapter), to_host(optimizer), data, self._watch.state)
+        unheard = self._unheard.share()
+        saved = Saved(step, to_host(state.adapter), to_host(optimizer), data, self._watch.state, unheard)
         towers = {name: self._assembly.run[name]["identity"] for name in ("mert", "llm")}
         self._checkpoints.save(saved, towers)
 

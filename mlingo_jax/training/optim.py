@@ -21,7 +21,7 @@ def learning_rate(step: Int[Array, ""] | int, settings: OptimConfig, steps: int)
     5,000 steps and a warm-up of 5,000 it starts at 2.87e-5, not at 3e-5 (all the original's configs have this drop).
     With epoch_steps 0 the run is one epoch.
 
-    The rate is that of the micro-step: with gradient accumulation, an update uses the rate of the step it falls on.
+    With gradient accumulation, an update uses the rate of the micro-step it falls on.
     """
     step = jnp.asarray(step)
     within = step % settings.epoch_steps if settings.epoch_steps else step
@@ -31,19 +31,14 @@ def learning_rate(step: Int[Array, ""] | int, settings: OptimConfig, steps: int)
     return jnp.where(step < settings.warmup_steps, warm, cosine).astype(jnp.float32)
 
 
-def adamw(settings: OptimConfig, *, steps: int, accumulate: int) -> optax.GradientTransformation:
-    """AdamW with the learning rate of `learning_rate`, its gradient clipped first if the settings say so.
+def adamw(settings: OptimConfig) -> optax.GradientTransformation:
+    """AdamW's changes at a learning rate of 1, its gradient clipped first if the settings say so.
 
-    Of a run of `steps` micro-steps; its n-th update falls on micro-step (n + 1) * accumulate - 1. An update that is
-    left out, for none of its micro-steps was finite, is not counted: the curve waits for it.
+    The rate is the step's to multiply with: optax would count updates, and a run may leave some out.
     """
-
-    def rate(update: Any) -> Float[Array, ""]:
-        return learning_rate((update + 1) * accumulate - 1, settings, steps)
-
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
     adamw = optax.adamw(
-        rate, settings.beta1, settings.beta2, settings.eps, weight_decay=settings.weight_decay, mask=decay_mask
+        1.0, settings.beta1, settings.beta2, settings.eps, weight_decay=settings.weight_decay, mask=decay_mask
     )
     return optax.chain(clip, adamw)
 

@@ -61,17 +61,12 @@ class Networks:
     keep_states: bool
 
 
-def optimiser(config: Config) -> optax.GradientTransformation:
-    """A run's optimiser."""
-    return adamw(config.optim, steps=config.steps, accumulate=config.accumulate)
-
-
 def init_state(adapter: Params, config: Config) -> TrainState:
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         adapter=adapter,
-        moments=optimiser(config).init(adapter),
+        moments=adamw(config.optim).init(adapter),
         gradient=jax.tree.map(jnp.zeros_like, adapter),
         weight=jnp.zeros((), jnp.float32),
     )
@@ -121,8 +116,11 @@ def train_step(
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), gathered, state)
     kept = dataclasses.replace(kept, step=state.step + 1)
 
+    rate = learning_rate(state.step, config.optim, config.steps)
+
     def update(state: TrainState) -> tuple[TrainState, Array]:
-        change, moments = optimiser(config).update(_mean_gradient(state), state.moments, state.adapter)
+        change, moments = adamw(config.optim).update(_mean_gradient(state), state.moments, state.adapter)
+        change = jax.tree.map(lambda c: rate * c, change)
         updated = TrainState(
             step=state.step,
             adapter=jax.tree.map(jnp.add, state.adapter, change),
@@ -140,7 +138,7 @@ def train_step(
     metrics = {
         "loss": loss,
         "tokens": tokens,
-        "learning_rate": learning_rate(state.step, config.optim, config.steps),
+        "learning_rate": rate,
         "gradient_norm": norm,
         "update_norm": update_norm,
         "parameter_norm": optax.tree.norm(new.adapter),
