@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from safetensors.numpy import save_file
 
+from conversion import to_jax
 from mlingo_jax import caption, demo
 from mlingo_jax.errors import UserError
 from mlingo_jax.processes import Job, find_job
@@ -156,6 +157,18 @@ def test_two_processes_write_the_answers_of_one(caption_words, environment, tmp_
     assert "4 of 5 files answered, 2 of them before; 1 cannot be read" in done.stderr
     assert "[1] " + str(dealt) not in done.stderr
     assert dealt.read_bytes() == whole.read_bytes()
+
+
+def test_two_processes_convert_as_one(environment, tmp_path):
+    tiny_llama(tmp_path / "llm")
+    words = [LOCAL, "2", "conversion.to_jax", tmp_path / "llm", tmp_path / "two"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # Gloo speaks of its connections on stdout too.
+    assert done.stdout.count(f"{tmp_path / 'two'}: written\n") == 1
+    to_jax.main([str(tmp_path / "llm"), str(tmp_path / "one")])
+    converted = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("two", "one")]
+    assert converted[0] == converted[1]
 
 
 @pytest.mark.parametrize(
