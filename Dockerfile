@@ -5,6 +5,9 @@ FROM python:3.12-slim
 # cuda, tpu or torch, or several with commas; empty for a CPU.
 ARG EXTRA=""
 
+# As the first process of a container Python would not be ended by a signal before it listens to it: tini is the first.
+RUN apt-get update && apt-get install --no-install-recommends --yes tini && rm -r /var/lib/apt/lists/*
+
 COPY pyproject.toml README.md LICENSE /source/
 COPY mlingo_jax /source/mlingo_jax
 COPY conversion /source/conversion
@@ -17,5 +20,5 @@ USER mlingo
 WORKDIR /music
 ENV PYTHONUNBUFFERED=1
 
-ENTRYPOINT ["python", "-m"]
+ENTRYPOINT ["tini", "--", "python", "-m"]
 CMD ["mlingo_jax.train", "--help"]

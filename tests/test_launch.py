@@ -128,4 +128,4 @@ def test_the_image_takes_what_the_package_is_made_of_and_runs_without_root():
     packages = re.search(r'include = \["(\w+)\*", "(\w+)\*", "(\w+)\*"\]', (ROOT / "pyproject.toml").read_text())
     assert packages is not None
     assert copied >= {*packages.groups(), "pyproject.toml", "README.md", "LICENSE"}
-    assert text.index("\nUSER mlingo") < text.index("\nENTRYPOINT")
+    assert text.index("\nUSER mlingo") < text.index('\nENTRYPOINT ["tini", "--", "python", "-m"]')

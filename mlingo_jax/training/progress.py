@@ -22,9 +22,12 @@ class Progress:
     Speed and time left are reckoned from steps alone; the first one, which compiles, is left out.
     """
 
-    def __init__(self, first: int, steps: int, batch_size: float, seconds: float | None, print_every: int):
-        """Starts after step `first` of `steps`; `seconds` is an example's audio on average, None if it is not known."""
-        self._steps, self._batch_size, self._seconds = steps, batch_size, seconds
+    def __init__(self, first: int, steps: int, examples: float, seconds: float | None, print_every: int):
+        """Starts after step `first` of `steps`, each of so many examples, with so much audio each on average.
+
+        seconds: None if it is not known.
+        """
+        self._steps, self._examples, self._seconds = steps, examples, seconds
         self._print_every = print_every
         self._since: tuple[int, float] | None = None
         self._waited = 0.0
@@ -37,7 +40,7 @@ class Progress:
         if self._since is None or step == self._since[0]:
             return {}
         passed = time.perf_counter() - self._since[1]
-        rate = (step - self._since[0]) * self._batch_size / passed
+        rate = (step - self._since[0]) * self._examples / passed
         audio = {} if self._seconds is None else {"audio_seconds_per_second": rate * self._seconds}
         return {"examples_per_second": rate, **audio, "waiting_share": self._waited / passed}
 
@@ -64,7 +67,7 @@ class Progress:
             self._bar.set_postfix_str(", ".join(texts), refresh=False)
             self._bar.update(step - self._bar.n)
         elif step % self._print_every == 0 or step == self._steps:
-            left = (self._steps - step) * self._batch_size / speed["examples_per_second"] if speed else None
+            left = (self._steps - step) * self._examples / speed["examples_per_second"] if speed else None
             texts += [] if left is None else [f"{tqdm.format_interval(left)} left"]
             print(f"step {step}/{self._steps}: {', '.join(texts)}", file=sys.stderr, flush=True)
 

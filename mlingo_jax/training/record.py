@@ -16,7 +16,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from mlingo_jax.processes import is_first
+from mlingo_jax.processes import from_first, is_first
 from mlingo_jax.writing import write_whole
 
 FILE = "metrics.jsonl"
@@ -25,16 +25,16 @@ FILE = "metrics.jsonl"
 class Record:
     """Appends to a run's metrics.jsonl and TensorBoard files, going on after step `after`. A context manager.
 
-    evaluations: the held-out loss after each step that was followed by an evaluation. Of several processes all know
-    them, and only the first one writes.
+    evaluations: the held-out loss after each step that was followed by an evaluation. Of several processes only the
+    first one reads and writes; it tells the others of the evaluations.
     """
 
     def __init__(self, workdir: Path, *, after: int):
-        path = workdir / FILE
-        kept = [record for record in read_metrics(workdir) if record["step"] <= after]
-        losses = [(r["step"], r["eval_loss"]) for r in kept if "eval_loss" in r]
-        self.evaluations: dict[int, float] = {step: math.nan if loss is None else loss for step, loss in losses}
         self._writes = is_first()
+        path, records = workdir / FILE, read_metrics(workdir) if self._writes else []
+        kept = [record for record in records if record["step"] <= after]
+        losses = [(r["step"], math.nan if r["eval_loss"] is None else r["eval_loss"]) for r in kept if "eval_loss" in r]
+        self.evaluations: dict[int, float] = dict(from_first(losses))
         if not self._writes:
             return
         # The records of later steps will come again.
