@@ -1,195 +1,195 @@
-"""What hearing, a training step and decoding take on this device, beside what the arithmetic and the memory allow.
+"""What hearing, a training step and answering take on this device, beside what their plan says: time and memory.
 
-    python -m benchmarks.device --size=full --peak_tflops=990 --peak_gbs=4800     (an H200 in bfloat16)
-    python -m benchmarks.device --size=tiny                                       (anywhere, to see that it runs)
+    python -m benchmarks.device                 (the paper's towers: MERT-330M and Vicuna 7B, in bfloat16 and int8)
+    python -m benchmarks.device --size=tiny     (anywhere, to see that it runs)
 
-Weights are random, shapes are MERT-v1-330M's and Vicuna v0 7B's. Floors: hearing 2 N operations a frame, an
-adapter-only training step 4 N a token (forward, and the activations' gradient), decoding one reading of the weights
-a token.
+Prints a table for docs/performance.md. The programs are those of `mlingo_jax.plan`, compiled for the device that is
+there and really run, on random weights and batches of the paper's pre-training; each in a process of its own, so that
+the greatest memory is its own. Times are medians of --repeats after one run that does not count.
 """
 
 import argparse
-import json
+import dataclasses
+import datetime
+import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
+from jax.sharding import Mesh
+from jax.stages import Traced
 
-from configs.base import QUANTIZATIONS, Config
+from configs.base import QUANTIZATIONS, MeshConfig, PromptConfig
 from conversion.released import MERT_330M
-from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
-from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
-from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.models.mert import MertConfig
+from mlingo_jax.planning.costs import Costs, compile_program, costs_of
+from mlingo_jax.planning.machines import GIB, KINDS
 from mlingo_jax.planning.published import VICUNA_7B
+from mlingo_jax.planning.roofline import roofline
+from mlingo_jax.planning.shapes import Shapes, trace_hearing, trace_reading, trace_train_step, trace_writing
+from mlingo_jax.training.config import load_config
 from mlingo_jax.training.sharding import make_mesh
-from mlingo_jax.training.step import Networks, compile_train_step, init_state
 
 TINY_MERT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-TINY_VICUNA = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+TINY_VICUNA = {**TINY_MERT, "num_key_value_heads": 4}
+# What is measured, and in what the language model is kept.
+WORK = {
+    "hear": ("none",),
+    "train": ("none", "int8"),
+    "train, hearing": ("none", "int8"),
+    "answer": ("none", "int8", "int4"),
 }
-RATE, WINDOW, MUSIC = 24_000, 325, 7
+HEAD = """\
+| work | language model | measured, ms | plan: at least, ms | reached | memory at most, GiB | plan, GiB |
+|---|---|---|---|---|---|---|"""
 
 
-def hearing(config: MertConfig, dtype: str, batch: int, seconds: int, repeats: int) -> dict[str, Any]:
-    """The encoder over `batch` clips; an operation count of 2 N a frame leaves out the attention's own products."""
-    graph, params = random_network(Mert, config, dtype)
-    waveform = jax.random.normal(jax.random.key(0), (batch, seconds * RATE))
-    lengths = jnp.full(batch, waveform.shape[1], jnp.int32)
-    listen = jax.jit(lambda p, w, n: nnx.merge(graph, nnx.State(p)).features(w, n, window=WINDOW))
-    spent = median_seconds(lambda: listen(params, waveform, lengths), repeats)
-    frames = batch * config.frames(waveform.shape[1])
-    work = f"hear {batch} x {seconds} s"
-    return {
-        "work": work,
-        "seconds": spent,
-        "operations": 2 * count(params) * frames,
-        "units": batch * seconds,
-        "unit": "audio-s",
-    }
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One program: what was done, its plan, and the seconds of one execution."""
+
+    work: str
+    costs: Costs
+    seconds: float
 
 
-def training_step(
-    graph: nnx.GraphDef, params: Any, features: int, config: LlamaConfig, batch: int, places: int, repeats: int
-) -> dict[str, Any]:
-    """One adapter-only step from kept features, its rows full."""
-    settings = Config(batch_size=batch, accumulate=1)
-    adapter_graph, state = nnx.split(Adapter(features, config.width, rngs=nnx.Rngs(0)), nnx.Param)
-    mesh = make_mesh(settings.mesh)
-    step = compile_train_step(Networks(adapter_graph, graph, None, False), settings, mesh)
-    place = np.broadcast_to(np.arange(places, dtype=np.int32), (batch, places))
-    rows = {
-        "tokens": np.where(place % 7 == 0, 1, place % config.vocabulary).astype(np.int32),
-        "music_index": np.where((place >= 1) & (place <= MUSIC), place - 1, -1).astype(np.int32),
-        "positions": place,
-        "segments": np.ones_like(place),
-        "loss_weights": (place >= places // 2).astype(np.float32),
-        "music": np.random.default_rng(0).normal(size=(batch, MUSIC, features)).astype(np.float32),
-    }
-    rows = jax.device_put(rows)
-    holder = [init_state(nnx.to_pure_dict(state), settings)]
+def measure(work: str, shapes: Shapes, mesh: Mesh, repeats: int) -> Iterator[Measured]:
+    """Compiles and runs the programs of a kind of work."""
+    rows = shapes.config.batch_size
+    if work == "answer":
+        yield from answering(shapes, mesh, rows, repeats)
+        return
+    if work == "hear":
+        traced = trace_hearing(shapes, mesh, rows)
+        compiled = compile_program(traced)
+        params, waveform, lengths = filled(traced)
+        lengths = jnp.full_like(lengths, waveform.shape[1])
+        spent = median(lambda: compiled(params, waveform, lengths), repeats)
+        yield Measured(f"hear {rows} x {shapes.heard:g} s", costs_of(traced, compiled), spent)
+        return
+    traced = trace_train_step(shapes, mesh)
+    compiled = compile_program(traced)
+    state, frozen, batch = filled(traced)
+    if "waveform" in batch:
+        batch["waveform_length"] = jnp.full_like(batch["waveform_length"], shapes.samples)
+    # Of a run's first step; random moments would be those of none.
+    states = [jax.tree.map(jnp.zeros_like, state)]
 
-    def run() -> Any:
-        holder[0], metrics = step(holder[0], {"llm": params}, rows)
+    def step() -> Any:
+        state, metrics = compiled(states.pop(), frozen, batch)
+        states.append(state)
         return metrics
 
-    spent = median_seconds(run, repeats)
-    tokens = batch * places
-    work = f"train step, {batch} x {places} tokens"
-    return {"work": work, "seconds": spent, "operations": 4 * count(params) * tokens, "units": tokens, "unit": "tokens"}
+    heard = f", hearing {shapes.heard:g} s" if "waveform" in batch else ""
+    yield Measured(f"train {rows} x {shapes.length} tokens{heard}", costs_of(traced, compiled), median(step, repeats))
 
 
-def decoding(
-    graph: nnx.GraphDef, params: Any, config: LlamaConfig, batch: int, tokens: int, repeats: int
-) -> dict[str, Any]:
-    """Greedy decoding of `tokens` tokens in each row, after a prompt of 64; the prompt's reading is not counted."""
-    dtype = jax.tree.leaves(params)[0].dtype
-    embeddings = jax.random.normal(jax.random.key(1), (batch, 64, config.width)).astype(dtype)
-    positions = jnp.broadcast_to(jnp.arange(64, dtype=jnp.int32), (batch, 64))
-    table = jnp.full((START + 1, config.vocabulary), START, jnp.int32)
-    keys = jax.random.split(jax.random.key(0), batch)
-    prompt = (embeddings, positions, jnp.ones_like(positions), table, keys, None)
-    state = partial(prefill, graph, params, *prompt, max_new_tokens=tokens + 1)
-    times = []
-    for _ in range(repeats + 1):
-        ready = jax.block_until_ready(state())
-        start = time.perf_counter()
-        jax.block_until_ready(decode(graph, params, ready, table, None, jnp.int32(tokens + 1)))
-        times.append(time.perf_counter() - start)
-    # Not nbytes, which counts an int4 as a byte.
-    size = sum(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(params)) // 8
-    work = f"decode {batch} x {tokens} tokens"
-    spent = float(np.median(times[1:]))
-    return {"work": work, "seconds": spent, "moved": size * tokens, "units": batch * tokens, "unit": "tokens"}
+def answering(shapes: Shapes, mesh: Mesh, rows: int, repeats: int) -> Iterator[Measured]:
+    """Reading the prompts, and writing a token in every row."""
+    traced = trace_reading(shapes, mesh, rows)
+    read = compile_program(traced)
+    params, embeddings, positions, segments, table, keys, sampling = filled(traced)
+    # No token leads out of the automaton's first state: no answer ends early.
+    table = jnp.full_like(table, START)
+    prompt = (params, embeddings, positions, segments, table, keys, sampling)
+    spent = median(lambda: read(*prompt), repeats)
+    yield Measured(f"read {rows} prompts of {shapes.places} tokens", costs_of(traced, read), spent)
+    writing = trace_writing(shapes, mesh, traced, read)
+    write = compile_program(writing)
+    tokens = shapes.config.prompt.max_answer_tokens
+    # Writing takes over the memory of what reading leaves.
+    spent = median(
+        lambda state: write(params, state, table, sampling, jnp.int32(tokens)), repeats, prepare=lambda: read(*prompt)
+    )
+    # The first token is the reading's.
+    yield Measured(f"write a token in {rows} rows", costs_of(writing, write), spent / (tokens - 1))
 
 
-def random_network(
-    network: type[Mert] | type[Llama], config: Any, dtype: str, **options: Any
-) -> tuple[nnx.GraphDef, Any]:
-    """A network's graphdef and random parameters, made on the device one by one."""
-    abstract = nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0), **options))
-    graph, state = nnx.split(abstract, nnx.Param)
+def filled(traced: Traced) -> Any:
+    """Arguments of a program, one by one on the device: small random numbers, and ones for ids and places."""
+    leaves, tree = jax.tree.flatten(traced.args_info[0])
 
     @partial(jax.jit, static_argnums=(1, 2))
     def make(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            return jax.random.split(key, shape)
+        if dtype == jnp.int32:
+            return jnp.ones(shape, dtype)
         if jnp.issubdtype(dtype, jnp.integer):
             return jax.random.randint(key, shape, -8, 8, jnp.int8).astype(dtype)
         return 0.02 * jax.random.normal(key, shape, dtype)
 
-    shapes = nnx.to_pure_dict(state)
-    leaves, tree = jax.tree.flatten(shapes)
-    made = [
-        make(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(jax.random.split(jax.random.key(0), len(leaves)), leaves, strict=True)
-    ]
-    return graph, jax.tree.unflatten(tree, made)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    return jax.tree.unflatten(tree, [make(key, a.shape, a.dtype) for key, a in zip(keys, leaves, strict=True)])
 
 
-def count(params: Any) -> int:
-    """Number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def median_seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Of several calls after one that compiles."""
-    jax.block_until_ready(run())
+def median(run: Callable[..., Any], repeats: int, prepare: Callable[[], Any] | None = None) -> float:
+    """Seconds that `run` takes, given what `prepare` makes; of several calls after one that does not count."""
     times = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
+        given = [jax.block_until_ready(prepare())] if prepare else []
         start = time.perf_counter()
-        jax.block_until_ready(run())
+        jax.block_until_ready(run(*given))
         times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    return statistics.median(times[1:])
 
 
-def report(measured: dict[str, Any], peak_tflops: float | None, peak_gbs: float | None) -> None:
-    """One line: time, throughput, rate reached, and its share of the device's limit."""
-    spent = measured["seconds"]
-    line = f"{measured['work']:30} {1e3 * spent:10.1f} ms {measured['units'] / spent:12.1f} {measured['unit']}/s"
-    if "operations" in measured:
-        rate = measured["operations"] / spent / 1e12
-        line += f" {rate:8.2f} TFLOP/s" + (f" = {rate / peak_tflops:5.1%} of the peak" if peak_tflops else "")
-    else:
-        rate = measured["moved"] / spent / 1e9
-        line += f" {rate:8.1f} GB/s" + (f" = {rate / peak_gbs:5.1%} of the peak" if peak_gbs else "")
-    print(line, flush=True)
+def row(measured: Measured, kept: str, device: Any) -> str:
+    """A line of the table."""
+    costs = measured.costs
+    kind = next((kind for kind in KINDS.values() if kind.product == device.device_kind), None)
+    least = roofline(costs, kind, 1).seconds if kind else None
+    limit = f"{1e3 * least:.1f} | {least / measured.seconds:.0%}" if least else "unknown | "
+    stats = device.memory_stats() or {}
+    most = f"{stats['peak_bytes_in_use'] / GIB:.2f}" if "peak_bytes_in_use" in stats else "unknown"
+    return f"| {measured.work} | {kept} | {1e3 * measured.seconds:.1f} | {limit} | {most} | {costs.memory / GIB:.2f} |"
+
+
+def shapes_of(size: str, quantization: str, work: str) -> Shapes:
+    """The paper's pre-training, with its towers or tiny ones; answers are those to questions."""
+    config, tiny = load_config("pretrain"), size == "tiny"
+    hear = work == "train, hearing"
+    config.prompt = PromptConfig() if work == "answer" else config.prompt
+    config.llm.quantization = quantization
+    config.data.hear_in_step, config.data.crop_seconds = hear, 2.0 if tiny else 30.0
+    config.batch_size = 2 if tiny else config.batch_size
+    mert = MertConfig.from_json({**MERT_330M, **(TINY_MERT if tiny else {})}, "MERT-v1-330M")
+    llama = LlamaConfig.from_json({**VICUNA_7B, **(TINY_VICUNA if tiny else {})}, "Vicuna v0 7B")
+    return Shapes(config, mert, llama, config.data.crop_seconds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("tiny", "full"), default="tiny")
-    parser.add_argument("--peak_tflops", type=float, default=None, help="the device's dense bfloat16 rate")
-    parser.add_argument("--peak_gbs", type=float, default=None, help="the device's memory bandwidth")
+    parser.add_argument("--size", choices=("tiny", "full"), default="full")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--quantization", default="none", choices=QUANTIZATIONS, help="of the language model's layers")
+    parser.add_argument("--only", choices=WORK, help="this work alone, in this process")
+    parser.add_argument(
+        "--quantization", choices=QUANTIZATIONS, default="none", help="of the language model, with --only"
+    )
     flags = parser.parse_args()
-    tiny = flags.size == "tiny"
-    mert = MertConfig.from_json({**MERT_330M, **(TINY_MERT if tiny else {})}, "MERT-v1-330M")
-    llama = LlamaConfig.from_json({**VICUNA_7B, **(TINY_VICUNA if tiny else {})}, "Vicuna v0 7B")
-    device = jax.devices()[0]
-    kinds = f"{flags.dtype}, quantization {flags.quantization}"
-    print(f"{device.device_kind}, jax {jax.__version__}, {kinds}, {flags.size}, medians of {flags.repeats}")
-    limits = (flags.peak_tflops, flags.peak_gbs)
-    for batch in (1, 2) if tiny else (1, 8, 32):
-        report(hearing(mert, flags.dtype, batch, 2 if tiny else 30, flags.repeats), *limits)
-    graph, params = random_network(Llama, llama, flags.dtype, quantization=flags.quantization)
-    for batch in (2,) if tiny else (2, 8, 32):
-        report(training_step(graph, params, mert.width, llama, batch, 256, flags.repeats), *limits)
-    for batch in (1, 4) if tiny else (1, 8, 32):
-        report(decoding(graph, params, llama, batch, 8 if tiny else 64, flags.repeats), *limits)
-    print(json.dumps({"memory_stats": device.memory_stats() or {}}))
+    if flags.only:
+        device = jax.devices()[0]
+        shapes = shapes_of(flags.size, flags.quantization, flags.only)
+        kept = "" if flags.only == "hear" else flags.quantization.replace("none", "bfloat16")
+        for measured in measure(flags.only, shapes, make_mesh(MeshConfig(), [device]), flags.repeats):
+            print(row(measured, kept, device), flush=True)
+        return
+    print(f"{datetime.date.today()}, jax {jax.__version__}, {flags.size}\n\n{HEAD}", flush=True)
+    command = [sys.executable, "-m", "benchmarks.device", f"--size={flags.size}", f"--repeats={flags.repeats}"]
+    # One that fails says why, and the others are measured all the same.
+    ends = [
+        subprocess.run([*command, f"--only={work}", f"--quantization={quantization}"], check=False).returncode
+        for work, kinds in WORK.items()
+        for quantization in kinds
+    ]
+    raise SystemExit(max(ends))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m benchmarks.plan_table --costs=plan.jsonl
 
 Compiles each distinct program once, minutes apiece, and keeps its costs in the file, so that the command goes on where
-it was stopped; prints the table of docs/performance.md. Needs the TPU's compiler (pip install 'mlingo_jax[tpu]'), and
-neither a TPU nor weights.
+it was stopped; prints the table of docs/performance.md. Needs both compilers (pip install 'mlingo_jax[cuda,tpu]'), and
+neither devices nor weights.
 """
 
 import argparse
@@ -17,8 +17,9 @@ from importlib import metadata
 from pathlib import Path
 
 from configs.base import Config, MeshConfig
+from mlingo_jax.errors import UserError
 from mlingo_jax.planning.costs import Costs, DoesNotFit, compile_costs
-from mlingo_jax.planning.devices import compile_target, devices, prepare
+from mlingo_jax.planning.devices import compile_target, cuda_plugin, devices, prepare
 from mlingo_jax.planning.machines import GIB, Machine, parse
 from mlingo_jax.planning.program import Collective
 from mlingo_jax.planning.published import encoder_sizes, language_model_sizes
@@ -38,28 +39,30 @@ HEAD = """\
 def settings(quantization: str, hear: bool) -> Config:
     """The paper's pre-training."""
     config = load_config("pretrain")
-    config.llm.quantization, config.data.hear_in_step = quantization, hear
+    config.llm.quantization, config.data.hear_in_step, config.data.crop_seconds = quantization, hear, 30.0
     return config
 
 
-def costs_of(target: Machine, sizes: tuple[int, int, int], config: Config) -> Costs | None:
-    """What the train step costs on the machine that is compiled for; None if it does not fit."""
+def compile_step(machine: Machine, sizes: tuple[int, int, int], config: Config) -> Costs | None:
+    """What the train step costs; None if the compiler finds no room for it."""
+    if compile_target(machine) != machine:
+        raise UserError(f"{machine.name}: its compiler is not installed; pip install 'mlingo_jax[cuda,tpu]'")
+    prepare(machine)
     encoder, llm = encoder_sizes(config.mert.path).config, language_model_sizes(config.llm.path).config
-    mesh = make_mesh(MeshConfig(*sizes), devices(target))
+    mesh = make_mesh(MeshConfig(*sizes), devices(machine))
     try:
         return compile_costs(trace_train_step(Shapes(config, encoder, llm, seconds=30.0), mesh))
     except DoesNotFit:
         return None
 
 
-def row(machine: Machine, target: Machine, sizes: tuple[int, int, int], config: Config, costs: Costs | None) -> str:
+def row(machine: Machine, sizes: tuple[int, int, int], config: Config, costs: Costs | None) -> str:
     """A line of the table."""
     kept = "bfloat16" if config.llm.quantization == "none" else config.llm.quantization
     heard = "heard in the step" if config.data.hear_in_step else "cached"
     assert machine.kind
     have = machine.memory
-    name = machine.name + ("" if machine == target else " *")
-    head = f"| {name} | {' x '.join(map(str, sizes))} | {kept} | {heard} |"
+    head = f"| {machine.name} | {' x '.join(map(str, sizes))} | {kept} | {heard} |"
     if costs is None or costs.memory > have:
         size = "more" if costs is None else f"{costs.memory / GIB:.1f}"
         return f"{head} {size} of {have / GIB:.1f} | does not fit | | | |"
@@ -96,18 +99,18 @@ def main() -> None:
             for name in MACHINES:
                 machine = parse(name)
                 fsdp = FSDP.get((name, quantization, hear), 1)
-                target, sizes = compile_target(machine), (machine.devices // fsdp, fsdp, 1)
-                program = f"{target.name} {sizes} {quantization} {'heard' if hear else 'cached'}"
+                sizes = (machine.devices // fsdp, fsdp, 1)
+                program = f"{machine.name} {sizes} {quantization} {'heard' if hear else 'cached'}"
                 if program not in known:
-                    prepare(target)
                     start = time.monotonic()
-                    costs = known[program] = costs_of(target, sizes, config)
+                    costs = known[program] = compile_step(machine, sizes, config)
                     with flags.costs.open("a") as file:
                         record = {"program": program, "costs": dataclasses.asdict(costs) if costs else None}
                         file.write(json.dumps(record) + "\n")
                     print(f"{program}: compiled in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-                rows.append(row(machine, target, sizes, config, known[program]))
-    versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("jax", "libtpu"))
+                rows.append(row(machine, sizes, config, known[program]))
+    packages = ("jax", "libtpu", cuda_plugin() or "")
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in packages)
     print(f"{datetime.date.today()}, {versions}\n\n{HEAD}", *rows, sep="\n")
 
 
