@@ -146,8 +146,7 @@ def make_dataset(
         batches = grain.MapDataset.mix([deal(draw(stream)) for stream in streams], weights)
     else:
         batches = deal(draw(grain.MapDataset.mix(streams, weights)))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
-    return iter(batches.to_iter_dataset(options))
+    return iter(batches.to_iter_dataset(_ahead(threads)))
 
 
 def evaluation_batches(
@@ -159,12 +158,18 @@ def evaluation_batches(
     batch: int,
     process: int = 0,
     processes: int = 1,
+    threads: int = 2,
 ) -> Iterator[Batch]:
     """One pass over all examples in order, dealt out to the processes row by row.
 
     Every process gets the same number of batches; the last ones are filled up with empty rows (segment 0, weight 0).
     """
-    rows = Rows(examples, prompt, music, length)
-    for start in range(0, len(examples), batch * processes):
-        places = range(start + process, start + batch * processes, processes)
-        yield rows.load([(i if i < len(examples) else -1, None) for i in places])
+    rows, whole = Rows(examples, prompt, music, length), batch * processes
+    places = grain.MapDataset.range(-(-len(examples) // whole) * whole)[process::processes]
+    drawn = places.map(lambda place: (place if place < len(examples) else -1, None))
+    return iter(drawn.batch(batch, batch_fn=rows.load).to_iter_dataset(_ahead(threads)))
+
+
+def _ahead(threads: int) -> grain.ReadOptions:
+    """Each thread makes whole batches; with audio in them some are 100 MB, so that few wait."""
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads + 4)

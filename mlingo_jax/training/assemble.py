@@ -24,7 +24,7 @@ from mlingo_jax.data.unheard import named
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.quantization import Quantization
-from mlingo_jax.training.examples import lay_out, read_examples, train_batches
+from mlingo_jax.training.examples import lay_out, read_examples, reading_threads, train_batches
 from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, most_seconds, open_music
 from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
@@ -116,7 +116,13 @@ def assemble(config: Config, mesh: Mesh) -> Assembly:
         examples=train,
         train_batches=lambda: train_batches(config, train, prompt, music.music, layout, **place),
         eval_batches=lambda: evaluation_batches(
-            held_out, prompt, music.music, length=layout.whole, batch=config.batch_size // processes, **place
+            held_out,
+            prompt,
+            music.music,
+            length=layout.whole,
+            batch=config.batch_size // processes,
+            threads=reading_threads(config),
+            **place,
         ),
         clips=len(surveyed.clips),
         row_examples=layout.row_examples,

@@ -1,6 +1,7 @@
 """Which examples a run trains on and which it holds out, of a manifest or prepared datasets; how they lie in rows."""
 
 import dataclasses
+import os
 
 import grain
 
@@ -95,4 +96,10 @@ def train_batches(
         weights=train.weights,
         apart=config.data.mixing == "step",
         packing=layout.packing,
+        threads=reading_threads(config),
     )
+
+
+def reading_threads(config: Config) -> int:
+    """How many threads make batches: decoding audio needs many and leaves Python's lock alone, the rest needs few."""
+    return min(os.cpu_count() or 1, 8) if config.data.hear_in_step else 2
