@@ -1,6 +1,7 @@
 """Examples: a question about a clip, its answer, and where they are from."""
 
 import dataclasses
+import hashlib
 from typing import Literal, Protocol, runtime_checkable
 
 from mlingo_jax.data.stored import Audio
@@ -30,3 +31,8 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
+
+
+def clip_hash(clip: str) -> int:
+    """64 bits that depend on a clip's name, or its id in a collection, alone."""
+    return int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big")

@@ -6,8 +6,10 @@ under a new name, or into a new cache.
 Axes: K features of a clip, D encoder width, S hidden states, C crops of a clip.
 """
 
+import bisect
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from jaxtyping import Float32
 import mlingo_jax
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.crops import Crops
+from mlingo_jax.data.examples import clip_hash
 from mlingo_jax.data.shards import DTYPES, Features, read_shapes, shard_paths
 from mlingo_jax.errors import UserError
 
@@ -91,21 +94,30 @@ class Fingerprint:
 class FeatureCache:
     """The music features of many clips, read one by one from the shards in `folder`; safe to use from several threads.
 
-    `damaged` lists shards that cannot be read; their clips count as not heard.
+    `damaged` lists shards that cannot be read; their clips count as not heard. A clip is found by a hash of its name:
+    of each, 20 bytes are held.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.fingerprint = _read_fingerprint(self.folder)
         self.damaged: list[Path] = []
-        self._places: dict[str, tuple[Path, int, tuple[int, ...]]] = {}
         self._reader = functools.lru_cache(maxsize=256)(ArrayRecordReader)
+        self._shards: list[Path] = []
+        # Of all records, in the order of the shards: the clip's hash, and its shape as a place in `shapes`.
+        hashes, kinds = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
+        shapes: dict[tuple[int, ...], int] = {}
         for shard in shard_paths(self.folder):
-            shapes = read_shapes(shard)
-            if shapes is None:
+            found = read_shapes(shard)
+            if found is None:
                 self.damaged.append(shard)
                 continue
-            self._places.update((name, (shard, i, shape)) for i, (name, shape) in enumerate(shapes.items()))
+            self._shards.append(shard)
+            hashes.append(np.array([clip_hash(name) for name in found], np.uint64))
+            kinds.append(np.array([shapes.setdefault(shape, len(shapes)) for shape in found.values()], np.int32))
+        self._starts = list(itertools.accumulate(map(len, hashes)))
+        self._hashes, self._records = np.unique(np.concatenate(hashes), return_index=True)
+        self._kinds, self._shapes = np.concatenate(kinds), list(shapes)
 
     @classmethod
     def open(cls, folder: str | Path, fingerprint: Fingerprint) -> "FeatureCache":
@@ -128,10 +140,10 @@ class FeatureCache:
             )
 
     def __contains__(self, clip: object) -> bool:
-        return clip in self._places
+        return isinstance(clip, str) and self._record(clip) is not None
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._hashes)
 
     def shape(self, clip: str) -> tuple[int, ...]:
         """The shape of a clip's features: (K, D) or (S, K, D), with crops (C, K, D) or (C, S, K, D).
@@ -165,9 +177,19 @@ class FeatureCache:
             ) from error
 
     def _place(self, clip: str) -> tuple[Path, int, tuple[int, ...]]:
-        if clip not in self._places:
+        """A clip's shard, its place among the shard's records, and its shape."""
+        record = self._record(clip)
+        if record is None:
             raise UserError(f"{self.folder}: there are no music features of {clip!r} in this cache; hear it first")
-        return self._places[clip]
+        shard = bisect.bisect_right(self._starts, record) - 1
+        return self._shards[shard], record - self._starts[shard], self._shapes[self._kinds[record]]
+
+    def _record(self, clip: str) -> int | None:
+        """Which of all records holds a clip's features."""
+        wanted = np.uint64(clip_hash(clip))
+        place = self._hashes.searchsorted(wanted)
+        there = place < len(self) and self._hashes[place] == wanted
+        return int(self._records[place]) if there else None
 
 
 def _read_fingerprint(folder: Path) -> Fingerprint:

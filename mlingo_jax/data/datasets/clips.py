@@ -7,7 +7,6 @@ made again after a kill. With Beam options the same checks run as a Beam pipelin
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from mlingo_jax.data.datasets.check import Checked, Clip, Task, check
 from mlingo_jax.data.datasets.records import SteadyWriter
+from mlingo_jax.data.examples import clip_hash
 from mlingo_jax.errors import UserError
 from mlingo_jax.wording import counted
 from mlingo_jax.writing import replacing, write_whole
@@ -34,11 +34,6 @@ SHARD_CLIPS = 256
 
 Judge = Callable[[Sequence[Checked]], object]
 """Sees what came of all checks before the clips are taken over; raises to refuse them."""
-
-
-def clip_hash(clip: str) -> int:
-    """64 bits that depend on the id alone."""
-    return int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big")
 
 
 class Clips(tfds.core.BeamBasedBuilder):

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mlingo_jax.data.datasets.check import Clip
-from mlingo_jax.data.datasets.clips import HASHES, NAMES, SPLIT, clip_hash
+from mlingo_jax.data.datasets.clips import HASHES, NAMES, SPLIT
 from mlingo_jax.data.datasets.records import read_texts
+from mlingo_jax.data.examples import clip_hash
 from mlingo_jax.errors import UserError
 from mlingo_jax.wording import counted
 
