@@ -31,7 +31,7 @@ def run_door(main: Callable[[], int | None]) -> NoReturn:
         print("stopped by the keyboard", file=sys.stderr)
         code = 130
     except Exception as error:
-        print(_lost_another(error) or traceback.format_exc().rstrip(), file=sys.stderr)
+        print(_one_line(error) or traceback.format_exc().rstrip(), file=sys.stderr)
         code = 1
     if "jax" in sys.modules:
         # Late: it loads JAX, which a mistake on the command line need not wait for.
@@ -41,8 +41,10 @@ def run_door(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def _lost_another(error: Exception) -> str | None:
-    """One line for an error that only says that another process has ended."""
+def _one_line(error: Exception) -> str | None:
+    """What to say of a file that the system refuses, or of another process's end; None for any other error."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}"
     if "jax" not in sys.modules:
         return None
     from mlingo_jax.processes import lost_another

@@ -65,6 +65,10 @@ def test_what_is_not_prepared_is_named(tmp_path):
     annotations, audio = music_caps(tmp_path)
     with pytest.raises(UserError, match=r"music_caps is not prepared there; do so by `python -m mlingo_jax\.prepare"):
         Prepared(tmp_path / "data", "music_caps")
+    (tmp_path / "data/manifest/own/1.0.0").mkdir(parents=True)
+    (tmp_path / "data/manifest/own/1.0.0/prepared.json").write_text("{}")
+    with pytest.raises(UserError, match="manifest is not prepared there; name the part that is: manifest/own"):
+        Prepared(tmp_path / "data", "manifest")
     built(MusicCaps, annotations, audio, tmp_path / "data")
     prepared = Prepared(tmp_path / "data", "music_caps")
     assert "x" not in prepared.clips

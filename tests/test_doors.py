@@ -26,6 +26,12 @@ def main(): raise UserError("music.wav: there is no music in it")
 run_door(main)
 """
 
+REFUSED = """
+from pathlib import Path
+from mlingo_jax.doors import run_door
+run_door(Path("docs").read_text)
+"""
+
 WARNED = """
 import warnings
 from mlingo_jax.doors import run_door
@@ -38,6 +44,7 @@ run_door(lambda: warnings.warn("there is little music in it"))
     [
         pytest.param(COLLECTING, 130, "stopped by the keyboard\n", id="interrupted while garbage is collected"),
         pytest.param(MISTAKEN, 1, "error: music.wav: there is no music in it\n", id="mistaken"),
+        pytest.param(REFUSED, 1, "error: docs: Is a directory\n", id="refused by the system"),
         pytest.param(WARNED, 0, "warning: there is little music in it\n", id="warned"),
     ],
 )

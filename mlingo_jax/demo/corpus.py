@@ -5,6 +5,7 @@ balanced, and knowing one tells nothing about another.
 """
 
 import dataclasses
+import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,7 +51,10 @@ def write_corpus(folder: Path, settings: DemoConfig) -> list[Clip]:
         number, (split, place, piece) = item
         rng = np.random.default_rng([settings.seed, number])
         audio = f"{FOLDERS[split]}/{place:04}.flac"
-        soundfile.write(folder / audio, perform(piece, settings.seconds, rng), SAMPLE_RATE)
+        # By way of memory: of a full disk libsndfile says that its decoder does not work.
+        flac = io.BytesIO()
+        soundfile.write(flac, perform(piece, settings.seconds, rng), SAMPLE_RATE, format="FLAC")
+        (folder / audio).write_bytes(flac.getvalue())
         return Clip(audio, split, piece, tell(CAPTION, dataclasses.asdict(piece), rng))
 
     with ThreadPoolExecutor() as pool:

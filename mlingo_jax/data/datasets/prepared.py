@@ -110,10 +110,10 @@ class Prepared:
         self._data_dir, self.name = Path(data_dir), name
         self.folder = dataset_folder(self._data_dir, name)
         if not (self.folder / PREPARED).is_file():
-            raise UserError(
-                f"{data_dir}: {name} is not prepared there; do so by `python -m mlingo_jax.prepare "
-                f"{name.partition('/')[0]} --data_dir {data_dir} ...`"
-            )
+            parts = sorted(f"{name}/{path.parts[-3]}" for path in (self._data_dir / name).glob(f"*/*/{PREPARED}"))
+            command = f"do so by `python -m mlingo_jax.prepare {name.partition('/')[0]} --data_dir {data_dir} ...`"
+            instead = f"name the part that is: {', '.join(parts)}" if parts else command
+            raise UserError(f"{data_dir}: {name} is not prepared there; {instead}")
         values = json.loads((self.folder / PREPARED).read_text(encoding="utf-8"))
         self.splits: dict[str, int] = values["splits"]
         self.collection: str = values["clips"]
