@@ -83,19 +83,26 @@ def test_each_is_named_once_and_too_many_end_it(damaged, prompt):
     assert len(said) == 4
 
 
-def test_a_run_goes_on_without_them(damaged, tmp_path, capsys):
+def a_run(examples: list[Example], tmp_path: Path, split: dict[str, str]) -> Config:
+    """On these examples, with towers made for it."""
     tiny_mert(tmp_path / "mert")
     tiny_llama(tmp_path / "llm")
-    folder = damaged[0].audio.parent
-    # All that is held out is broken: nothing is left to evaluate on.
-    split = {f"{clip}.wav": "train" for clip in range(6)} | {f"{BROKEN[0]}.wav": "eval"}
-    lines = [{"audio": e.clip, "question": e.question, "answer": e.answer, "split": split[e.clip]} for e in damaged]
-    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    lines = [
+        {"audio": str(e.audio), "question": e.question, "answer": e.answer, "split": split.get(e.clip, "train")}
+        for e in examples
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     config = Config(workdir=str(tmp_path / "run"), steps=3, batch_size=4, accumulate=1)
     config.mert.path, config.mert.dtype = str(tmp_path / "mert"), "float32"
     config.llm.path, config.llm.dtype = str(tmp_path / "llm"), "float32"
-    config.data.manifest, config.data.hear_in_step, config.data.crop_seconds = str(folder / "data.jsonl"), True, 1.0
-    config.data.max_bad_fraction = 0.4
+    config.data.manifest = str(tmp_path / "data.jsonl")
+    return config
+
+
+def test_a_run_goes_on_without_them(damaged, tmp_path, capsys):
+    # All that is held out is broken: nothing is left to evaluate on.
+    config = a_run(damaged, tmp_path, {f"{BROKEN[0]}.wav": "eval"})
+    config.data.hear_in_step, config.data.crop_seconds, config.data.max_bad_fraction = True, 1.0, 0.4
     train(config)
     assert ["loss" in record for record in read_metrics(config.workdir)] == [True] * 3
     saved = restore(config.workdir)
@@ -103,4 +110,12 @@ def test_a_run_goes_on_without_them(damaged, tmp_path, capsys):
     assert len(saved.unheard) == len(BROKEN)
     shown = capsys.readouterr().err
     for clip in BROKEN:
-        assert shown.count(f"cannot be heard, its examples are skipped: {folder / f'{clip}.wav'}: not audio") == 1
+        path = damaged[clip].audio
+        assert shown.count(f"cannot be heard, its examples are skipped: {path}: not audio") == 1
+
+
+def test_a_run_with_nothing_to_hear_says_so(damaged, tmp_path):
+    config = a_run([damaged[clip] for clip in BROKEN], tmp_path, {})
+    config.data.max_bad_fraction = 1.0
+    with pytest.raises(UserError, match=r"features: not one clip can be heard: .*1\.wav: not audio.*; .*4\.wav"):
+        train(config)

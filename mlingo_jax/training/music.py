@@ -26,6 +26,7 @@ from mlingo_jax.data.hearing import SECONDS, Ear
 from mlingo_jax.data.pipeline import CachedMusic, HeardMusic
 from mlingo_jax.data.rows import Music
 from mlingo_jax.data.stored import Audio, duration
+from mlingo_jax.data.unheard import named
 from mlingo_jax.errors import UserError
 from mlingo_jax.processes import from_first, is_first
 from mlingo_jax.training.run import check_run
@@ -186,6 +187,8 @@ def _heard_before(config: Config, clips: Mapping[str, Audio]) -> RunMusic:
             tower = load_encoder(config, mesh)
             check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
             cache, unheard = hear_clips(config, clips, tower, mesh)
+    if len(unheard) == len(clips):
+        raise UserError(f"{folder}: not one clip can be heard: {named(unheard.values())}")
     music = CachedMusic(cache, clips.keys() - unheard.keys())
     states = music.shape[0] if config.adapter.learn_states else None
     path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
