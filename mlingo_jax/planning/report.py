@@ -7,6 +7,7 @@ from mlingo_jax.planning.machines import GIB, NODE, Machine, memory_fraction
 from mlingo_jax.planning.roofline import Roofline, besides, formula, roofline
 from mlingo_jax.planning.search import Candidate
 from mlingo_jax.planning.shapes import Shapes, parameter_counts
+from mlingo_jax.wording import counted
 
 # Of the collectives, the ones that send most are named.
 NAMED = 4
@@ -15,7 +16,7 @@ NAMED = 4
 def describe_machine(machine: Machine, target: Machine) -> list[str]:
     """The machine's devices, what each can do, and what is compiled for instead where their compiler is not there."""
     kind = machine.kind
-    lines = [f"machine      {machine.name}, {machine.devices} devices"]
+    lines = [f"machine      {machine.name}, {counted(machine.devices, 'device')}"]
     if kind:
         lines[0] += (
             f" of {kind.memory / GIB:.2f} GiB, {kind.flops / 1e12:.0f} TFLOP/s in bfloat16, memory at "
@@ -49,7 +50,7 @@ def describe_run(shapes: Shapes, sources: tuple[str, str]) -> list[str]:
     return [
         f"encoder      {counts[0]:,} parameters, {config.mert.dtype} ({sources[0]})",
         f"language     {counts[1]:,} parameters, {kept} ({sources[1]})",
-        f"step         {config.batch_size} rows of {shapes.length} tokens{assumed}, {shapes.music} of them music from "
+        f"step         {counted(config.batch_size, 'row')} of {shapes.length} tokens{assumed}, {shapes.music} of them music from "
         f"{shapes.heard:g} s, {heard}",
     ]
 
@@ -85,14 +86,14 @@ def describe_collectives(costs: Costs) -> list[str]:
         lines.append(f"             {size / 1e9:8.2f} GB  {int(times):4} x {kind} among {devices}: {shapes}")
     if len(ordered) > NAMED:
         rest = sum(size for _, (_, size) in ordered[NAMED:])
-        lines.append(f"             {rest / 1e9:8.2f} GB  in {len(ordered) - NAMED} smaller kinds")
+        lines.append(f"             {rest / 1e9:8.2f} GB  in {counted(len(ordered) - NAMED, 'smaller kind')}")
     return lines
 
 
 def describe_whole(shapes: Shapes, limit: Roofline, machine: Machine) -> list[str]:
     """The whole run's time and device-hours."""
     steps = shapes.config.steps
-    return [f"whole run    {steps:,} steps: {_rent(steps * limit.seconds, machine)}"]
+    return [f"whole run    {counted(steps, 'step')}: {_rent(steps * limit.seconds, machine)}"]
 
 
 def describe_hearing(operations: int, clips: int, machine: Machine) -> list[str]:
@@ -101,14 +102,14 @@ def describe_hearing(operations: int, clips: int, machine: Machine) -> list[str]
         return [f"hearing      once, before: {operations / 1e12:.2f} T operations a clip"]
     seconds = operations / machine.devices / machine.kind.flops
     line = f"hearing      once, before: {operations / 1e12:.2f} T operations a clip, {1 / seconds:,.0f} clips/s at most"
-    return [line + (f"; {clips:,} clips: {_rent(clips * seconds, machine)}" if clips else "")]
+    return [line + (f"; {counted(clips, 'clip')}: {_rent(clips * seconds, machine)}" if clips else "")]
 
 
 def describe_answering(shapes: Shapes, reading: Costs, writing: Costs, rows: int, machine: Machine) -> list[str]:
     """Memory and speed of answering `rows` questions at once."""
     tokens = shapes.config.prompt.max_answer_tokens
     most = max(reading, writing, key=lambda costs: costs.memory)
-    lines = [f"answering    {rows} rows: {_memory(most, machine)}"]
+    lines = [f"answering    {counted(rows, 'row')}: {_memory(most, machine)}"]
     if machine.kind:
         first, each = (roofline(costs, machine.kind, machine.devices) for costs in (reading, writing))
         lines += [
