@@ -50,8 +50,8 @@ def describe_run(shapes: Shapes, sources: tuple[str, str]) -> list[str]:
     return [
         f"encoder      {counts[0]:,} parameters, {config.mert.dtype} ({sources[0]})",
         f"language     {counts[1]:,} parameters, {kept} ({sources[1]})",
-        f"step         {counted(config.batch_size, 'row')} of {shapes.length} tokens{assumed}, {shapes.music} of them music from "
-        f"{shapes.heard:g} s, {heard}",
+        f"step         {counted(config.batch_size, 'row')} of {shapes.length} tokens{assumed}, {shapes.music} of them "
+        f"music from {shapes.heard:g} s, {heard}",
     ]
 
 
