@@ -55,6 +55,20 @@ def test_what_is_missing_fits_a_screen(name, tmp_path, monkeypatch):
     assert len(text.splitlines()) <= 24
 
 
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("music_caps:tran", "^music_caps: expected the split .*, found 'tran'$"),
+        ("music_instruct:train", r"there is: music_instruct/.*; name one of these"),
+    ],
+)
+def test_a_split_or_part_that_is_misnamed_is_no_missing_dataset(named, message, folder):
+    config = settled("finetune_musiccaps", folder)
+    config.adapter.start, config.data.datasets = "", named
+    with pytest.raises(UserError, match=message):
+        require_all(config)
+
+
 @pytest.mark.parametrize("name", config_names())
 def test_a_dry_run_of_every_config(name, folder):
     config = settled(name, folder)

@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from configs.base import Config
-from mlingo_jax.data.datasets.prepared import Prepared
+from mlingo_jax.data.datasets.prepared import Prepared, prepared_parts
 from mlingo_jax.data.mixture import Wanted, parse_wanted
 from mlingo_jax.errors import UserError
 from mlingo_jax.prepare import DATASETS
@@ -21,7 +21,7 @@ def require_all(config: Config) -> None:
     """Looks for everything that the config names, and reads none of it.
 
     Raises:
-        UserError: something is missing; a paragraph for each thing, one screen in all.
+        UserError: something is missing, a paragraph for each thing, one screen in all; or there is no such split.
     """
     data = config.data
     wanted = parse_wanted(data.datasets, "config.data.datasets")
@@ -40,10 +40,14 @@ def _datasets(config: Config, wanted: list[Wanted]) -> Iterator[str]:
         if part.dataset in told:
             continue
         try:
-            Prepared(data_dir, part.dataset).examples(part.split)
+            prepared = Prepared(data_dir, part.dataset)
         except UserError:
             told.add(part.dataset)
-            yield _how_to_prepare(part.dataset, data_dir)
+            parts = prepared_parts(data_dir, part.dataset)
+            there = f"dataset {part.dataset} in {data_dir}\n  there is: {', '.join(parts)}; name one of these"
+            yield there if parts else _how_to_prepare(part.dataset, data_dir)
+        else:
+            prepared.examples(part.split)
 
 
 def _how_to_prepare(name: str, data_dir: str) -> str:
@@ -56,7 +60,7 @@ def _how_to_prepare(name: str, data_dir: str) -> str:
     command += ["--annotations", "ANNOTATIONS", *(["--clips", clips] if clips else ["--audio", "CLIPS"])]
     lines = [
         f"dataset {name} in {data_dir}",
-        f"  annotations: {kind.homepage}; {kind.licence}",
+        f"  annotations: {'; '.join(filter(None, (kind.homepage, kind.licence)))}",
         f"  audio: {f'that of {clips}, which is prepared first' if clips else 'see docs/datasets.md'}",
         f"  made by: {shlex.join([*command, '--data_dir', data_dir])}",
     ]

@@ -110,7 +110,7 @@ class Prepared:
         self._data_dir, self.name = Path(data_dir), name
         self.folder = dataset_folder(self._data_dir, name)
         if not (self.folder / PREPARED).is_file():
-            parts = sorted(f"{name}/{path.parts[-3]}" for path in (self._data_dir / name).glob(f"*/*/{PREPARED}"))
+            parts = prepared_parts(data_dir, name)
             command = f"do so by `python -m mlingo_jax.prepare {name.partition('/')[0]} --data_dir {data_dir} ...`"
             instead = f"name the part that is: {', '.join(parts)}" if parts else command
             raise UserError(f"{data_dir}: {name} is not prepared there; {instead}")
@@ -129,6 +129,11 @@ class Prepared:
             raise UserError(f"{self.name}: expected the split {' or '.join(self.splits)}, found {split!r}")
         # Past TFDS's decoding, which is made for tensors: it would take four times as long for four texts.
         return PreparedExamples(_source(self.folder, split).data_source)
+
+
+def prepared_parts(data_dir: str | Path, dataset: str) -> list[str]:
+    """The configs of a dataset that are prepared there, by the names that `Prepared` takes."""
+    return sorted(f"{dataset}/{path.parts[-3]}" for path in Path(data_dir, dataset).glob(f"*/*/{PREPARED}"))
 
 
 def dataset_folder(data_dir: Path, name: str) -> Path:
