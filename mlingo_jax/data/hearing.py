@@ -24,6 +24,8 @@ from mlingo_jax.models.partition import USED
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 SECONDS = 30.0
+# Padded audio that each part of a mesh gets in one call of the encoder, at most.
+PART_SECONDS = 32.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,7 @@ class Ear:
     `window` is the number of encoder frames averaged into one feature (MusiLingo: 325, 4.33 s at 75 Hz). A clip longer
     than `seconds` is heard in pieces of that length one after the other, so memory does not grow with the clip; a clip
     no longer than that is heard whole. With `keep_states` the features keep the encoder's hidden states apart.
-    With a `mesh` (the parameters' own) each batch is split evenly over it; `batch_seconds` bounds the padded audio that
-    each part gets in one call of the encoder.
+    With a `mesh` (the parameters' own) each batch is split evenly over it.
     """
 
     graphdef: nnx.GraphDef[Mert]
@@ -45,7 +46,6 @@ class Ear:
     seconds: float = SECONDS
     keep_states: bool = False
     mesh: Mesh | None = None
-    batch_seconds: float = 32.0
 
     def __call__(self, waveforms: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
         """Music features [K, D] (or [S, K, D]) of each clip, float32; clips are mono at the encoder's sample rate."""
@@ -110,7 +110,7 @@ class Ear:
 
     def _most_rows(self, padded: int) -> int:
         """How many rows of so many samples go into one batch."""
-        each = max(1, int(self.batch_seconds * self.audio.sample_rate) // padded)
+        each = max(1, int(PART_SECONDS * self.audio.sample_rate) // padded)
         return self._parts << each.bit_length() - 1
 
     def _rows(self, pieces: int) -> int:

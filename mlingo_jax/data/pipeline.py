@@ -57,8 +57,8 @@ class CachedMusic:
 class HeardMusic:
     """Audio to be heard in the step: the fields `waveform` [N], zeros after the clip's end, and `waveform_length`.
 
-    A clip longer than `seconds` is cropped to it, at a start drawn anew for each row while training (`random`), at its
-    beginning otherwise; or to one of its fixed `crops`, drawn for each row or the first. `tokens` gives the number of
+    A clip longer than `seconds` is cropped to it, at a start drawn anew for each row while training, at its beginning
+    otherwise; or to one of its fixed `crops`, drawn for each row or the first. `tokens` gives the number of
     music tokens of so many samples. The field `unheard` says why a clip cannot be read ("" if it can): its row is left
     empty.
     """
@@ -67,8 +67,8 @@ class HeardMusic:
     seconds: float
     tokens: Callable[[int], int]
     minimum: int
-    random: bool = True
     crops: Crops | None = None
+    random = True
 
     def most_tokens(self, clip: str) -> int:
         """As `Music.most_tokens`."""
@@ -80,7 +80,7 @@ class HeardMusic:
         try:
             if example is not None:
                 heard = read_clip(example.audio, self.audio, minimum=self.minimum)
-                heard = self._crop(heard, example.clip, rng if self.random else None)
+                heard = self._crop(heard, example.clip, rng)
                 length = len(heard)
                 waveform[:length] = normalize(heard) if self.audio.normalize else heard
         except UserError as error:

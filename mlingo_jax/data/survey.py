@@ -18,6 +18,7 @@ from mlingo_jax.data.stored import Audio
 from mlingo_jax.errors import UserError
 
 _AT_ONCE = 4096
+_MULTIPLE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +87,13 @@ def row_sizes(surveyed: Survey, music: Music) -> RowSizes:
     return RowSizes(surveyed.text + tokens, tokens)
 
 
-def row_length(sizes: RowSizes, examples: Examples, length: int | None, *, multiple: int = 16) -> int:
-    """L: the given length, or, for None, the longest row's rounded up to a multiple.
+def row_length(sizes: RowSizes, examples: Examples, length: int | None) -> int:
+    """L: the given length, or, for None, the longest row's rounded up to a multiple of `_MULTIPLE`.
 
     Raises UserError if the given length would not hold every row: nothing is cut but answers at their own limit.
     """
     if length is None:
-        return -(-sizes.longest // multiple) * multiple
+        return -(-sizes.longest // _MULTIPLE) * _MULTIPLE
     if length < sizes.longest:
         raise UserError(
             f"{examples[int(sizes.lengths.argmax())].where}: this example's row has {sizes.longest} tokens, the rows' "

@@ -149,9 +149,9 @@ def most_seconds(config: Config) -> float:
     return config.data.crop_seconds if config.data.hear_in_step or config.data.crops else math.inf
 
 
-def mean_seconds(examples: Examples, *, most: float, sample: int = 100) -> float | None:
+def mean_seconds(examples: Examples, *, most: float) -> float | None:
     """The clips' mean duration (`most` each at most), from some files' headers; None if there are no files any more."""
-    places = range(0, len(examples), max(len(examples) // sample, 1))
+    places = range(0, len(examples), max(len(examples) // 100, 1))
     durations = [min(d, most) for i in places if (d := duration(examples[i].audio)) is not None]
     return sum(durations) / len(durations) if durations else None
 
