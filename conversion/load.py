@@ -1,7 +1,6 @@
 """Weights from any layout straight onto the devices."""
 
 import dataclasses
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from conversion.tensors import Tensor
 from conversion.towers import OpenTower, TowerName, open_tower
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.llama import stacks_layers
 from mlingo_jax.models.partition import check_divides, partition
 from mlingo_jax.models.quantization import INTEGERS, Quantization, quantize
 
@@ -71,7 +71,8 @@ def load_tower(
     tower, files = open_with_files(source, kind)
     dtype, integer = jnp.dtype(dtype), INTEGERS.get(quantization)
     make = partial(tower.kind.model, tower.config, dtype=dtype)
-    make = make if integer is None else partial(make, quantization=quantization)
+    if kind == "llama":
+        make = partial(make, quantization=quantization, stacked=stacks_layers(mesh))
     # Not the opened tower's network, which is a float32 one: an encoder computes in the dtype that it was made with.
     model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
     if mesh is not None:
@@ -151,48 +152,53 @@ def fit_adapter(
 def _place(
     tower: OpenTower, model: nnx.Module, dtype: np.dtype, integer: DTypeLike | None, mesh: Mesh | None
 ) -> dict[str, Any]:
-    """The parameters of `model`: the opened tower's network, or that one with kernels of the dtype `integer`."""
+    """The parameters of `model`: the opened tower's network, or one not stacked, or with `integer` kernels."""
     params: dict[str, Any] = {}
-    leaves = parameters(tower.model)
-    paths = {parameter.path for parameter in leaves}
-    # What only the quantised network has are scales, each beside its kernel.
-    scales = {".".join((*map(str, p.path[:-1]), "kernel")): p for p in parameters(model) if p.path not in paths}
-    with tqdm(total=len(leaves), desc=f"load {tower.kind.name}", unit="weights", leave=False, disable=None) as progress:
-        for parameter in leaves:
-            scale = scales.get(parameter.name)
-            if scale is None or integer is None:
-                array = _host_array(tower, parameter, dtype)
+    leaves = {parameter.name: parameter for parameter in parameters(model)}
+    slots = {name: found for name in leaves if (found := _slots(tower, name))}
+    with tqdm(total=len(slots), desc=f"load {tower.kind.name}", unit="weights", leave=False, disable=None) as progress:
+        for name, tensors in slots.items():
+            # What no file has are scales, each beside its kernel.
+            scale = leaves.get(f"{name.removesuffix('kernel')}scale")
+            if scale is None or scale.name in slots or integer is None:
+                array = _host_array(tensors, leaves[name], dtype)
             else:
-                array, factors = _quantized_arrays(tower, parameter, integer, scale, dtype)
+                array, factors = _quantized_arrays(tensors, leaves[name], integer, scale, dtype)
                 _insert(params, scale.path, _device_array(factors, scale, mesh))
-            _insert(params, parameter.path, _device_array(array, parameter, mesh))
+            _insert(params, leaves[name].path, _device_array(array, leaves[name], mesh))
             progress.update()
     return params
 
 
-def _host_array(tower: OpenTower, parameter: Parameter, dtype: np.dtype) -> np.ndarray:
+Slots = list[tuple[Any, Tensor]]
+
+
+def _host_array(slots: Slots, parameter: Parameter, dtype: np.dtype) -> np.ndarray:
     array = np.empty(parameter.shape, dtype)
-    for slot, tensor in _slots(tower, parameter):
+    for slot, tensor in slots:
         array[slot] = tensor.read()
     return array
 
 
 def _quantized_arrays(
-    tower: OpenTower, kernel: Parameter, integer: DTypeLike, scale: Parameter, dtype: np.dtype
+    slots: Slots, kernel: Parameter, integer: DTypeLike, scale: Parameter, dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
     """A kernel as integers and its scales, quantised layer by layer: of no more than one do the floats stand."""
     integers, scales = np.empty(kernel.shape, integer), np.empty(scale.shape, dtype)
-    for slot, tensor in _slots(tower, kernel):
+    for slot, tensor in slots:
         floats = tensor.read().astype(np.float32)
         integers[slot], scales[slot] = quantize(floats, scales[slot].shape, integer, dtype)
     return integers, scales
 
 
-def _slots(tower: OpenTower, parameter: Parameter) -> Iterator[tuple[Any, Tensor]]:
-    """A parameter's tensors, and where each stands in it: a layer's slot, or the whole."""
-    for entry in tower.entries:
-        if entry.parameter == parameter:
-            yield ... if entry.layer is None else entry.layer, tower.tensors[entry.flax]
+def _slots(tower: OpenTower, name: str) -> Slots:
+    """The tensors of a parameter, and where each stands in it: the whole, or of a stacked one a layer's slot.
+
+    In a network whose layers are not stacked its name is a tensor's own, `layers.7.…`.
+    """
+    if name in tower.tensors:
+        return [(..., tower.tensors[name])]
+    return [(entry.layer, tower.tensors[entry.flax]) for entry in tower.entries if entry.parameter.name == name]
 
 
 def _device_array(array: np.ndarray, parameter: Parameter, mesh: Mesh | None) -> jax.Array:

@@ -37,7 +37,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_parameters_stand_where_the_table_says(llm: Path, mert: Path):
     tower = load_tower(llm, kind="llama", dtype="float32")
     torch_side = {name: tensor.read() for name, tensor in read_checkpoint(llm).items()}
-    key = torch_side["model.layers.1.self_attn.k_proj.weight"].reshape(2, 8, 32).transpose(0, 2, 1)
+    key = torch_side["model.layers.1.self_attn.k_proj.weight"].reshape(2, 8, 32)
     np.testing.assert_array_equal(tower.params["layers"]["attention"]["key"]["kernel"][1], key)
     np.testing.assert_array_equal(tower.params["head"], torch_side["lm_head.weight"])
     assert isinstance(tower.config, LlamaConfig)
@@ -87,6 +87,14 @@ def test_checksums_tell_what_changed():
         "name": {name.replace("c", "d"): value for name, value in params.items()},
     }
     assert len({checksum, *(weights_checksum(changed) for changed in changes.values())}) == 1 + len(changes)
+
+
+def test_a_checksum_is_that_of_the_stack():
+    layers = [{"kernel": jnp.arange(12.0).reshape(3, 4) * n, "scale": jnp.ones(3, jnp.bfloat16)} for n in (1, 2, 3)]
+    one_by_one = {"layers": dict(enumerate(layers)), "head": jnp.ones(2)}
+    stacked = {"layers": jax.tree.map(lambda *parts: jnp.stack(parts), *layers), "head": jnp.ones(2)}
+    other_order = {"layers": dict(enumerate(layers[::-1])), "head": jnp.ones(2)}
+    assert weights_checksum(one_by_one) == weights_checksum(stacked) != weights_checksum(other_order)
 
 
 ON_A_MESH = """

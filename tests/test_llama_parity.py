@@ -96,6 +96,7 @@ class Pair:
         self.model: Llama = nnx.merge(tower.graphdef, nnx.State(tower.params))
 
     def layer(self, index: int) -> Layers:
+        assert isinstance(self.model.layers, Layers)
         graphdef, layers = nnx.split(self.model.layers)
         return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], layers))
 

@@ -29,7 +29,7 @@ def test_towers_are_those_that_are_loaded(quantization, tmp_path):
     config.llm.quantization = quantization
     mesh = make_mesh(MeshConfig())
     shapes = tiny(config)
-    encoder, llm, _ = networks(shapes)
+    encoder, llm, _ = networks(shapes, mesh)
     loaded = [
         load_tower(tiny_mert(tmp_path / "mert"), kind="mert", dtype="bfloat16", mesh=mesh),
         load_tower(tiny_llama(tmp_path / "llm"), kind="llama", dtype="bfloat16", quantization=quantization, mesh=mesh),

@@ -163,11 +163,8 @@ def _no_hypotheses(batch: int, beams: int, places: int) -> Hypotheses:
 
 
 def _repeat_rows(cache: KVCache, times: int) -> KVCache:
-    return KVCache(
-        key=jnp.repeat(cache.key, times, axis=1),
-        value=jnp.repeat(cache.value, times, axis=1),
-        positions=jnp.repeat(cache.positions, times, axis=0),
-    )
+    keys, values = jax.tree.map(lambda x: jnp.repeat(x, times, axis=-4), (cache.key, cache.value))
+    return KVCache(keys, values, jnp.repeat(cache.positions, times, axis=0))
 
 
 def _follow(cache: KVCache, parents: Int[Array, "B K"], places: int) -> KVCache:
@@ -180,6 +177,6 @@ def _follow(cache: KVCache, parents: Int[Array, "B K"], places: int) -> KVCache:
     prompt = cache.positions.shape[1] - (places - 1)
 
     def reorder(x: Array) -> Array:
-        return x.at[:, :, prompt:].set(x[:, rows, prompt:])
+        return x.at[..., prompt:, :, :].set(x[..., rows, prompt:, :, :])
 
-    return dataclasses.replace(cache, key=reorder(cache.key), value=reorder(cache.value))
+    return dataclasses.replace(cache, key=jax.tree.map(reorder, cache.key), value=jax.tree.map(reorder, cache.value))

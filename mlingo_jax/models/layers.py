@@ -1,7 +1,7 @@
 """What the encoder and the language model share: projections and norms.
 
 Axes: B rows, T places, D width, N heads, K key/value heads, H head width, F inner width, L layers.
-Every parameter carries its axes as letters (`nnx.Param(..., axes="LNDH")`): conversion and sharding read them.
+Every parameter carries its axes as letters (`nnx.Param(..., axes="LNHD")`): conversion and sharding read them.
 Layers of one kind are stacked along a leading L and run by `lax.scan` over their split state.
 """
 
@@ -28,7 +28,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 class Projection(nnx.Module):
-    """A linear map written as an einsum, e.g. "BTD,NDH->BTNH"; the kernel's axes are the second operand's.
+    """A linear map written as an einsum, e.g. "BTD,NHD->BTNH"; the kernel's axes are the second operand's.
 
     Those that are not summed over are the result's last.
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
@@ -23,6 +24,8 @@ from mlingo_jax.models.layers import ACTIVATIONS, Projection, RMSNorm, normal, p
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.partition import GATHERED, IN_PLACE, constrain, gather
 from mlingo_jax.models.quantization import Quantization
+
+Kept = Float[Array, "L B S K H"] | tuple[Float[Array, "B S K H"], ...]
 
 NO_WINDOW = np.iinfo(np.int32).max
 
@@ -44,10 +47,13 @@ REMAT: Mapping[str, Callable[..., Any]] = {
 @partial(jax.tree_util.register_dataclass, data_fields=("key", "value", "positions"), meta_fields=())
 @dataclass(frozen=True)
 class KVCache:
-    """What the layers remember of the tokens so far: a slot per token; position -1 marks an empty slot or padding."""
+    """What the layers remember of the tokens so far: a slot per token; position -1 marks an empty slot or padding.
 
-    key: Float[Array, "L B S K H"]
-    value: Float[Array, "L B S K H"]
+    Keys and values of all layers are stacked as the layers are, or one array a layer.
+    """
+
+    key: Kept
+    value: Kept
     positions: Int[Array, "B S"]
 
 
@@ -93,6 +99,17 @@ def rotate(x: Float[Array, "B T N H"], turn: Float32[Array, "2 B T R"]) -> Float
     return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
 
 
+def stacks_layers(mesh: Mesh | None) -> bool:
+    """Whether a mesh (None: the default device) runs layers best as a stack, of which a program holds one for all.
+
+    A GPU's products take whole arrays: each layer's would be copied out of the stack first, three times the traffic of
+    decoding. But where layers are gathered, over `fsdp`, they are arrays of their own in any case, and its compiler
+    gathers layers that it sees one by one before they are needed, many at once.
+    """
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return platform != "gpu" or (mesh is not None and mesh.shape.get("fsdp", 1) > 1)
+
+
 def vocabulary_logits(hidden: Float[Array, "*B D"], table: Float[Array, "V D"]) -> Float32[Array, "*B V"]:
     """Each token's product with the hidden states, in the table's dtype, summed in float32."""
     return jnp.einsum("...D,VD->...V", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32)
@@ -106,9 +123,9 @@ class Attention(nnx.Module):
         kept = {"layers": config.layers, "dtype": dtype, "quantization": quantization}
         project = partial(Projection, sizes=sizes, **kept, rngs=rngs)
         norm = partial(RMSNorm, config.head_width, axis="H", eps=config.eps, layers=config.layers, dtype=dtype)
-        self.query = project("BTD,NDH->BTNH", bias="NH" if config.qkv_bias else "")
-        self.key = project("BTD,KDH->BTKH", bias="KH" if config.qkv_bias else "")
-        self.value = project("BTD,KDH->BTKH", bias="KH" if config.qkv_bias else "")
+        self.query = project("BTD,NHD->BTNH", bias="NH" if config.qkv_bias else "")
+        self.key = project("BTD,KHD->BTKH", bias="KH" if config.qkv_bias else "")
+        self.value = project("BTD,KHD->BTKH", bias="KH" if config.qkv_bias else "")
         self.out = project("BTNH,NHD->BTD", bias="D" if config.out_bias else "")
         self.query_norm = norm() if config.qk_norm else None
         self.key_norm = norm() if config.qk_norm else None
@@ -165,15 +182,26 @@ class Llama(nnx.Module):
     """A decoder-only language model on embeddings; computes in `dtype`, norms, softmax, rotation and logits in float32.
 
     The embeddings come in from outside because music tokens have none of their own: see `embed` and `musilingo`.
-    Quantised are the layers' projections; embedding, head and norms stay in `dtype`.
+    Quantised are the layers' projections; embedding, head and norms stay in `dtype`. The layers are `stacked` and
+    scanned, or stand one by one and are unrolled: the numbers are the same, see `stacks_layers`.
     """
 
-    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, quantization: Quantization = "none", rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        dtype: DTypeLike,
+        quantization: Quantization = "none",
+        stacked: bool = True,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
+        self.stacked = stacked
         sizes = {"V": config.vocabulary, "D": config.width}
         initial = partial(parameter, "VD", sizes, None, dtype=dtype)
         self.embedding = initial(init=normal(rngs, config.width**-0.5))
-        self.layers = Layers(config, dtype=dtype, quantization=quantization, rngs=rngs)
+        layers = Layers(config, dtype=dtype, quantization=quantization, rngs=rngs)
+        self.layers = layers if stacked else nnx.List(_unstacked(layers, config.layers))
         self.norm = RMSNorm(config.width, eps=config.eps, dtype=dtype)
         self.head = None if config.tied else initial(init=normal(rngs, config.width**-0.5))
 
@@ -194,22 +222,20 @@ class Llama(nnx.Module):
 
         `remat` says which of a layer's activations the backward pass makes again: see `REMAT`.
         """
-        graphdef, layers = nnx.split(self.layers)
         turn = rotation(self.config, positions)
-        # The scan's layers are one computation; with a window in some of them the mask is the layer's own.
+        # The layers are one computation; with a window in some of them the mask is the layer's own.
         windowed = any(window is not None and window < positions.shape[1] for window in self.config.windows)
         in_words = None if windowed else Segments(segments, causal=True)
 
-        def step(x: Array, scanned: tuple[Any, Array]) -> tuple[Array, None]:
-            layer = nnx.merge(graphdef, gather(scanned[0]))
-            mask = visible(positions, segments, positions, segments, scanned[1])
+        def step(x: Array, _: Array | int, state: Any, window: Array | int) -> Array:
+            layer = nnx.merge(self._graphdef, gather(state))
+            mask = visible(positions, segments, positions, segments, window)
             attended = attend(*layer.project(x, turn), mask, in_words)
-            return constrain(layer.finish(x, attended), "BTD"), None
+            return constrain(layer.finish(x, attended), "BTD")
 
         # prevent_cse is for remat outside of a scan, and costs time inside.
-        step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[remat])
-        x, _ = jax.lax.scan(step, constrain(embeddings.astype(self.embedding.dtype), "BTD"), (layers, self._windows()))
-        return self.norm(x)
+        step = jax.checkpoint(step, prevent_cse=not self.stacked, policy=REMAT[remat])
+        return self.norm(self._through(step, constrain(embeddings.astype(self.embedding.dtype), "BTD")))
 
     @property
     def table(self) -> Float[Array, "V D"]:
@@ -222,10 +248,15 @@ class Llama(nnx.Module):
 
     def init_cache(self, batch: int, size: int, dtype: DTypeLike) -> KVCache:
         """An empty cache of `size` slots for each of `batch` rows."""
-        config = self.config
-        shape = (config.layers, batch, size, config.kv_heads, config.head_width)
-        # Two arrays: one standing for both could not be donated.
-        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch, size), -1, jnp.int32))
+        layers, shape = self.config.layers, (batch, size, self.config.kv_heads, self.config.head_width)
+
+        def empty() -> Kept:
+            if self.stacked:
+                return jnp.zeros((layers, *shape), dtype)
+            return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+
+        # Each an array of its own: one standing for two could not be donated.
+        return KVCache(empty(), empty(), jnp.full((batch, size), -1, jnp.int32))
 
     def extend(
         self,
@@ -240,7 +271,6 @@ class Llama(nnx.Module):
         The tokens take slots `start` to `start + T` in every row, which must fit the cache; padding (segment 0) takes
         its slots too, as empty ones. At slot 0 this is the prefill, with T = 1 a decoding step.
         """
-        graphdef, layers = nnx.split(self.layers)
         turn = rotation(self.config, positions)
         segments = jnp.minimum(segments, 1)
         stored = jnp.where(segments == 0, -1, positions).astype(cache.positions.dtype)
@@ -248,23 +278,56 @@ class Llama(nnx.Module):
         key_segments = (key_positions >= 0).astype(segments.dtype)
 
         # The whole cache is carried and written in place; scanned over, slice by slice, it would stand in memory twice.
-        def step(carry: tuple[Array, Array, Array], scanned: tuple[Array, Any, Array]) -> tuple[Any, None]:
-            (x, keys, values), (index, state, window) = carry, scanned
-            layer = nnx.merge(graphdef, state)
+        def step(
+            carry: tuple[Array, Kept, Kept], index: Any, state: Any, window: Array | int
+        ) -> tuple[Array, Kept, Kept]:
+            x, keys, values = carry
+            layer = nnx.merge(self._graphdef, state)
             query, key, value = layer.project(x, turn)
-            query, key, value = constrain(query, "BTNH"), constrain(key, "BTKH"), constrain(value, "BTKH")
-            keys = jax.lax.dynamic_update_slice(keys, key[None].astype(keys.dtype), (index, 0, start, 0, 0))
-            values = jax.lax.dynamic_update_slice(values, value[None].astype(values.dtype), (index, 0, start, 0, 0))
+            keys, own_keys = _store(keys, index, constrain(key, "BTKH"), start)
+            values, own_values = _store(values, index, constrain(value, "BTKH"), start)
             mask = visible(positions, segments, key_positions, key_segments, window)
-            attended = attend(query, keys[index].astype(x.dtype), values[index].astype(x.dtype), mask)
-            x = constrain(layer.finish(x, attended), "BTD", IN_PLACE)
-            return (x, constrain(keys, "LBSKH"), constrain(values, "LBSKH")), None
+            attended = attend(constrain(query, "BTNH"), own_keys.astype(x.dtype), own_values.astype(x.dtype), mask)
+            return constrain(layer.finish(x, attended), "BTD", IN_PLACE), keys, values
 
         x = constrain(embeddings.astype(self.embedding.dtype), "BTD", IN_PLACE)
-        carry = (x, constrain(cache.key, "LBSKH"), constrain(cache.value, "LBSKH"))
-        indices = jnp.arange(self.config.layers)
-        (x, keys, values), _ = jax.lax.scan(step, carry, (indices, layers, self._windows()))
+        x, keys, values = self._through(step, (x, cache.key, cache.value))
         return self.norm(x), KVCache(keys, values, key_positions)
 
-    def _windows(self) -> Int[Array, "L"]:
-        return jnp.array([NO_WINDOW if window is None else window for window in self.config.windows], jnp.int32)
+    @property
+    def _graphdef(self) -> nnx.GraphDef[Layers]:
+        return nnx.graphdef(self.layers if isinstance(self.layers, Layers) else self.layers[0])
+
+    def _through(self, step: Callable[..., Any], carry: Any) -> Any:
+        """The layers one after the other: `step` takes the carry, a layer's index, its state and its window."""
+        windows = [NO_WINDOW if window is None else window for window in self.config.windows]
+        if isinstance(self.layers, Layers):
+            scanned = (jnp.arange(len(windows)), nnx.state(self.layers), jnp.array(windows, jnp.int32))
+            return jax.lax.scan(lambda carry, one: (step(carry, *one), None), carry, scanned)[0]
+        for index, (layer, window) in enumerate(zip(self.layers, windows, strict=True)):
+            carry = step(carry, index, nnx.state(layer), window)
+        return carry
+
+
+def _unstacked(layers: Layers, count: int) -> list[Layers]:
+    graphdef, stack = nnx.split(layers)
+
+    def one(index: int) -> Layers:
+        parameters = nnx.to_flat_state(stack)
+        parts = [(path, p.replace(p[...][index], axes=p.get_metadata("axes")[1:])) for path, p in parameters]
+        return nnx.merge(graphdef, nnx.from_flat_state(parts))
+
+    return [one(index) for index in range(count)]
+
+
+def _store(
+    kept: Kept, index: Any, new: Float[Array, "B T K H"], start: Int[Array, ""] | int
+) -> tuple[Kept, Float[Array, "B S K H"]]:
+    """All layers' keys, or values, with the newest of one of them from slot `start` on; and that layer's alone."""
+    if isinstance(kept, tuple):
+        own = jax.lax.dynamic_update_slice(kept[index], new.astype(kept[index].dtype), (0, start, 0, 0))
+        own = constrain(own, "BSKH")
+        return (*kept[:index], own, *kept[index + 1 :]), own
+    kept = jax.lax.dynamic_update_slice(kept, new[None].astype(kept.dtype), (index, 0, start, 0, 0))
+    kept = constrain(kept, "LBSKH")
+    return kept, kept[index]

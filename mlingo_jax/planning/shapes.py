@@ -24,7 +24,7 @@ from mlingo_jax.data.hearing import count_tokens
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama import Llama, stacks_layers
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.models.partition import check_divides, partition
@@ -89,15 +89,20 @@ class Shapes:
         return 1 + self.music + (QUESTION if self.config.prompt.template else 0)
 
 
-def networks(shapes: Shapes) -> tuple[Mert, Llama, Adapter]:
-    """The three networks in the abstract."""
+def networks(shapes: Shapes, mesh: Mesh | None = None) -> tuple[Mert, Llama, Adapter]:
+    """The three networks in the abstract, as they are loaded for a mesh."""
     config = shapes.config
     states = shapes.encoder.states if config.adapter.learn_states else None
-    quantization = cast(Quantization, config.llm.quantization)
-    dtype = jnp.dtype(config.llm.dtype)
+    language = partial(
+        Llama,
+        shapes.llm,
+        dtype=jnp.dtype(config.llm.dtype),
+        quantization=cast(Quantization, config.llm.quantization),
+        stacked=stacks_layers(mesh),
+    )
     return (
         nnx.eval_shape(lambda: Mert(shapes.encoder, dtype=jnp.dtype(config.mert.dtype), rngs=nnx.Rngs(0))),
-        nnx.eval_shape(lambda: Llama(shapes.llm, dtype=dtype, quantization=quantization, rngs=nnx.Rngs(0))),
+        nnx.eval_shape(lambda: language(rngs=nnx.Rngs(0))),
         nnx.eval_shape(lambda: Adapter(shapes.encoder.width, shapes.llm.width, states=states, rngs=nnx.Rngs(0))),
     )
 
@@ -116,7 +121,7 @@ def weight_bytes(shapes: Shapes, mesh: Mesh) -> int:
     Raises:
         UserError: a tower cannot be split over the mesh.
     """
-    encoder, llm, _ = networks(shapes)
+    encoder, llm, _ = networks(shapes, mesh)
     check_divides(llm, "the language model", mesh)
     if shapes.config.data.hear_in_step:
         check_divides(encoder, "the encoder", mesh)
@@ -131,7 +136,7 @@ def weight_bytes(shapes: Shapes, mesh: Mesh) -> int:
 def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
     """The run's train step on a mesh: traced, ready to be lowered and compiled."""
     config = shapes.config
-    mert, llm, adapter = networks(shapes)
+    mert, llm, adapter = networks(shapes, mesh)
     graph, params = split(adapter, mesh)
     state = _whole(jax.eval_shape(partial(init_state, config=config), params), mesh)
     llm_graph, llm_params = split(llm, mesh)
@@ -153,7 +158,7 @@ def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
 
 def trace_hearing(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
     """Hearing pieces of that many clips at once, as the feature cache is filled."""
-    graph, params = split(networks(shapes)[0], mesh)
+    graph, params = split(networks(shapes, mesh)[0], mesh)
     window, keep = shapes.config.mert.window, shapes.config.adapter.learn_states
 
     def hear(params: Any, waveform: Any, lengths: Any) -> Any:
@@ -166,7 +171,7 @@ def trace_hearing(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
 
 def trace_reading(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
     """Reading the prompts of `rows` questions at once."""
-    graph, params = split(networks(shapes)[1], mesh)
+    graph, params = split(networks(shapes, mesh)[1], mesh)
     whole = partial(_array, mesh, P())
     prompt = (
         whole((rows, shapes.places, shapes.llm.width), jnp.dtype(shapes.config.llm.dtype)),
@@ -181,7 +186,7 @@ def trace_reading(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
 
 def trace_writing(shapes: Shapes, mesh: Mesh, read: Traced, compiled: Compiled) -> Traced:
     """The loop over the answers' tokens, from the state that reading the prompts leaves, where that leaves it."""
-    graph, params = split(networks(shapes)[1], mesh)
+    graph, params = split(networks(shapes, mesh)[1], mesh)
     state = jax.tree.map(
         lambda leaf, sharding: ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         read.out_info,
