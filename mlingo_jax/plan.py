@@ -55,10 +55,9 @@ def main() -> None:
     encoder, llm = encoder_sizes(config.mert.path), language_model_sizes(config.llm.path)
     shapes = Shapes(config, encoder.config, llm.config, flags.seconds)
     target = compile_target(machine)
+    say(report.describe_machine(machine, target))
     prepare(target)
     found = devices(target)
-
-    say(report.describe_machine(machine, target))
     say(report.describe_run(shapes, (encoder.source, llm.source)))
     start = time.monotonic()
     if flags.search:

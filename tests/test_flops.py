@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from mlingo_jax.planning.devices import cuda_plugin
 from mlingo_jax.planning.flops import operations
 
 X, W = jax.ShapeDtypeStruct((3, 5), jnp.float32), jax.ShapeDtypeStruct((5, 5), jnp.float32)
@@ -46,6 +47,18 @@ def test_convolutions():
     )
     # 2 rows, 5 places, 9 channels; each sums 3 taps of a group's 2 channels.
     assert operations(jax.make_jaxpr(convolve)(x, kernel)) == 2 * 2 * 5 * 9 * 3 * 2
+
+
+@pytest.mark.skipif(cuda_plugin() is None, reason="JAX asks for cuDNN's version")
+def test_cudnns_attention():
+    query, key = (jax.ShapeDtypeStruct((2, 1024, heads, 64), jnp.bfloat16) for heads in (4, 2))
+    product = 2 * 2 * 4 * 1024 * 1024 * 64
+
+    def attended(query, key, value):
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn").astype(jnp.float32).sum()
+
+    assert operations(jax.make_jaxpr(attended)(query, key, key)) == 2 * product
+    assert operations(jax.make_jaxpr(jax.grad(attended))(query, key, key)) == (2 + 5) * product
 
 
 def test_a_mapped_function_counts_on_every_device():

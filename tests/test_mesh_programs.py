@@ -96,4 +96,6 @@ def test_decoding_moves_no_weights(programs):
 
 def test_the_state_is_donated_and_the_towers_are_not(programs):
     for mesh in ("8x1x1", "1x8x1", "2x2x2"):
-        assert programs[mesh]["train"]["donated"] == list(range(STATE))
+        given = set(programs[mesh]["train"]["donated"])
+        # The last one is a number, the answer tokens gathered so far, for which a GPU's program may take new memory.
+        assert set(range(STATE - 1)) <= given <= set(range(STATE))

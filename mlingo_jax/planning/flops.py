@@ -29,6 +29,10 @@ def _operations(equation: Any) -> int:
         kernel = equation.invars[1].aval
         outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         return 2 * equation.outvars[0].aval.size * (kernel.size // outputs)
+    if name.startswith("dot_product_attention_"):
+        # cuDNN's kernel: scores and values, and backwards the scores again and four gradients.
+        query, key = (operand.aval for operand in equation.invars[:2])
+        return 2 * (2 if "fwd" in name else 5) * query.size * key.shape[1]
     if name == "cond":
         return max(operations(branch) for branch in params["branches"])
     once = sum(operations(inner) for inner in _inside(params))
