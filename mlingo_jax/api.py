@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -185,9 +185,13 @@ class MusiLingo:
             "keys": row_keys(seed, np.array(salts, np.uint32)),
         }
 
+    @cached_property
+    def _context(self) -> int | None:
+        return read_context(self.llm.folder)
+
     def _check_context(self, rows: Sequence[Row], new: int) -> None:
         """Warns if a row with as many new tokens is longer than the language model was made for."""
-        context, longest = read_context(self.llm.folder), max(len(row.tokens) for row in rows) + new
+        context, longest = self._context, max(len(row.tokens) for row in rows) + new
         if context is not None and longest > context:
             # Rounded up: of many batches, each a little longer, not every one has to be told.
             warnings.warn(

@@ -18,7 +18,8 @@ from mlingo_jax.data.stored import Audio
 from mlingo_jax.errors import UserError
 
 _AT_ONCE = 4096
-_MULTIPLE = 16
+# Rows of a length that is chosen are a multiple of so many places.
+MULTIPLE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +88,18 @@ def row_sizes(surveyed: Survey, music: Music) -> RowSizes:
     return RowSizes(surveyed.text + tokens, tokens)
 
 
+def round_up(places: int) -> int:
+    """The length that is chosen for rows of up to so many places."""
+    return -(-places // MULTIPLE) * MULTIPLE
+
+
 def row_length(sizes: RowSizes, examples: Examples, length: int | None) -> int:
-    """L: the given length, or, for None, the longest row's rounded up to a multiple of `_MULTIPLE`.
+    """L: the given length, or, for None, the longest row's rounded up to a multiple of `MULTIPLE`.
 
     Raises UserError if the given length would not hold every row: nothing is cut but answers at their own limit.
     """
     if length is None:
-        return -(-sizes.longest // _MULTIPLE) * _MULTIPLE
+        return round_up(sizes.longest)
     if length < sizes.longest:
         raise UserError(
             f"{examples[int(sizes.lengths.argmax())].where}: this example's row has {sizes.longest} tokens, the rows' "

@@ -227,8 +227,10 @@ class Llama(nnx.Module):
         windowed = any(window is not None and window < positions.shape[1] for window in self.config.windows)
         in_words = None if windowed else Segments(segments, causal=True)
 
+        graphdef = self._graphdef
+
         def step(x: Array, _: Array | int, state: Any, window: Array | int) -> Array:
-            layer = nnx.merge(self._graphdef, gather(state))
+            layer = nnx.merge(graphdef, gather(state))
             mask = visible(positions, segments, positions, segments, window)
             attended = attend(*layer.project(x, turn), mask, in_words)
             return constrain(layer.finish(x, attended), "BTD")
@@ -277,12 +279,14 @@ class Llama(nnx.Module):
         key_positions = jax.lax.dynamic_update_slice(cache.positions, stored, (0, start))
         key_segments = (key_positions >= 0).astype(segments.dtype)
 
+        graphdef = self._graphdef
+
         # The whole cache is carried and written in place; scanned over, slice by slice, it would stand in memory twice.
         def step(
             carry: tuple[Array, Kept, Kept], index: Any, state: Any, window: Array | int
         ) -> tuple[Array, Kept, Kept]:
             x, keys, values = carry
-            layer = nnx.merge(self._graphdef, state)
+            layer = nnx.merge(graphdef, state)
             query, key, value = layer.project(x, turn)
             keys, own_keys = _store(keys, index, constrain(key, "BTKH"), start)
             values, own_values = _store(values, index, constrain(value, "BTKH"), start)

@@ -21,6 +21,7 @@ from jax.stages import Compiled, Traced
 from configs.base import Config
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.hearing import count_tokens
+from mlingo_jax.data.survey import round_up
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter
@@ -37,7 +38,6 @@ from mlingo_jax.training.step import Networks, compile_train_step, init_state
 SAMPLE_RATE = 24_000
 # A question and the words around it, where a config has a prompt: the longest of MusicQA take about as many tokens.
 QUESTION = 96
-MULTIPLE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Shapes:
     def length(self) -> int:
         """L: as the config says, or what its prompt's longest answer needs."""
         needed = self.places + self.config.prompt.max_answer_tokens
-        return self.config.data.length or -(-needed // MULTIPLE) * MULTIPLE
+        return self.config.data.length or round_up(needed)
 
     @property
     def places(self) -> int:
