@@ -20,13 +20,13 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from conversion.checkpoints import weight_files, write_checkpoint, write_json
-from conversion.keymap import Shape, entries, parameters
-from conversion.llama import RULES
-from conversion.tensors import Tensor
-from conversion.torch_files import write_torch
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
+from mlingo_jax.weights.checkpoints import weight_files, write_checkpoint, write_json
+from mlingo_jax.weights.keymap import Shape, entries, parameters
+from mlingo_jax.weights.llama import RULES
+from mlingo_jax.weights.tensors import Tensor
+from mlingo_jax.weights.torch_files import write_torch
 
 CONFIG = {
     "model_type": "llama",
@@ -46,7 +46,7 @@ CONFIG = {
 SHARDS = 3
 ROOT = Path(__file__).parents[1]
 GB = 10**9
-# A door's main in a fresh process, and then the most memory that process ever held.
+# A command's main in a fresh process, and then the most memory that process ever held.
 MEASURED = """
 import importlib, sys
 importlib.import_module(f"conversion.{sys.argv[1]}").main(sys.argv[2:])
@@ -85,10 +85,10 @@ def make(folder: Path, layout: str) -> None:
     write_json(folder / "pytorch_model.bin.index.json", {"weight_map": weight_map})
 
 
-def measure(door: str, source: Path, target: Path) -> tuple[float, float]:
+def measure(command: str, source: Path, target: Path) -> tuple[float, float]:
     """Seconds, and peak memory in GB, of a conversion."""
     start = time.perf_counter()
-    arguments = [sys.executable, "-c", MEASURED, door, str(source), str(target)]
+    arguments = [sys.executable, "-c", MEASURED, command, str(source), str(target)]
     output = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
     return time.perf_counter() - start, int(output.split()[-1]) * 1024 / GB
 
@@ -96,11 +96,11 @@ def measure(door: str, source: Path, target: Path) -> tuple[float, float]:
 def measurements(scratch: Path, layout: str) -> Iterator[str]:
     """Lines of the table for one layout of the source."""
     make(scratch / "torch", layout)
-    for door, source, target in (("to_jax", "torch", "jax"), ("to_pytorch", "jax", "back")):
+    for command, source, target in (("to_jax", "torch", "jax"), ("to_pytorch", "jax", "back")):
         shard = max(file.stat().st_size for file in weight_files(scratch / source)) / GB
-        seconds, peak = measure(door, scratch / source, scratch / target)
+        seconds, peak = measure(command, scratch / source, scratch / target)
         verdict = "under the bound" if peak <= shard + 1 else "OVER THE BOUND"
-        yield f"| {layout} | {door} | {shard:.2f} | {shard + 1:.2f} | {peak:.2f} | {seconds:.0f} | {verdict} |"
+        yield f"| {layout} | {command} | {shard:.2f} | {shard + 1:.2f} | {peak:.2f} | {seconds:.0f} | {verdict} |"
 
 
 def main() -> None:

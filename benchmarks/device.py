@@ -1,4 +1,4 @@
-"""What hearing, a training step and answering take on this device, beside what their plan says: time and memory.
+"""What encoding, a training step and answering take on this device, beside what their plan says: time and memory.
 
     python -m benchmarks.device                 (the paper's towers: MERT-330M and Vicuna 7B, in bfloat16 and int8)
     python -m benchmarks.device --size=tiny     (anywhere, to see that it runs)
@@ -24,8 +24,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.stages import Traced
 
-from configs.base import QUANTIZATIONS, MeshConfig, PromptConfig
-from conversion.released import MERT_330M
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
@@ -33,17 +31,19 @@ from mlingo_jax.planning.costs import Costs, compile_program, costs_of
 from mlingo_jax.planning.machines import GIB, KINDS
 from mlingo_jax.planning.published import VICUNA_7B
 from mlingo_jax.planning.roofline import roofline
-from mlingo_jax.planning.shapes import Shapes, trace_hearing, trace_reading, trace_train_step, trace_writing
+from mlingo_jax.planning.shapes import Shapes, trace_encoding, trace_reading, trace_train_step, trace_writing
+from mlingo_jax.settings import QUANTIZATIONS, MeshConfig, PromptConfig
 from mlingo_jax.training.config import load_config
 from mlingo_jax.training.sharding import make_mesh
+from mlingo_jax.weights.released import MERT_330M
 
 TINY_MERT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 TINY_VICUNA = {**TINY_MERT, "num_key_value_heads": 4}
 # What is measured, and in what the language model is kept.
 WORK = {
-    "hear": ("none",),
+    "encode": ("none",),
     "train": ("none", "int8"),
-    "train, hearing": ("none", "int8"),
+    "train, encoding": ("none", "int8"),
     "answer": ("none", "int8", "int4"),
 }
 HEAD = """\
@@ -66,13 +66,13 @@ def measure(work: str, shapes: Shapes, mesh: Mesh, repeats: int) -> Iterator[Mea
     if work == "answer":
         yield from answering(shapes, mesh, rows, repeats)
         return
-    if work == "hear":
-        traced = trace_hearing(shapes, mesh, rows)
+    if work == "encode":
+        traced = trace_encoding(shapes, mesh, rows)
         compiled = compile_program(traced)
         params, waveform, lengths = filled(traced)
         lengths = jnp.full_like(lengths, waveform.shape[1])
         spent = median(lambda: compiled(params, waveform, lengths), repeats)
-        yield Measured(f"hear {rows} x {shapes.heard:g} s", costs_of(traced, compiled), spent)
+        yield Measured(f"encode {rows} x {shapes.encoded:g} s", costs_of(traced, compiled), spent)
         return
     traced = trace_train_step(shapes, mesh)
     compiled = compile_program(traced)
@@ -87,8 +87,8 @@ def measure(work: str, shapes: Shapes, mesh: Mesh, repeats: int) -> Iterator[Mea
         states.append(state)
         return metrics
 
-    heard = f", hearing {shapes.heard:g} s" if "waveform" in batch else ""
-    yield Measured(f"train {rows} x {shapes.length} tokens{heard}", costs_of(traced, compiled), median(step, repeats))
+    encoded = f", encoding {shapes.encoded:g} s" if "waveform" in batch else ""
+    yield Measured(f"train {rows} x {shapes.length} tokens{encoded}", costs_of(traced, compiled), median(step, repeats))
 
 
 def answering(shapes: Shapes, mesh: Mesh, rows: int, repeats: int) -> Iterator[Measured]:
@@ -155,10 +155,10 @@ def row(measured: Measured, kept: str, device: Any) -> str:
 def shapes_of(size: str, quantization: str, work: str) -> Shapes:
     """The paper's pre-training, with its towers or tiny ones; answers are those to questions."""
     config, tiny = load_config("pretrain"), size == "tiny"
-    hear = work == "train, hearing"
+    encode = work == "train, encoding"
     config.prompt = PromptConfig() if work == "answer" else config.prompt
     config.llm.quantization = quantization
-    config.data.hear_in_step, config.data.crop_seconds = hear, 2.0 if tiny else 30.0
+    config.data.encode_in_step, config.data.crop_seconds = encode, 2.0 if tiny else 30.0
     config.batch_size = 2 if tiny else config.batch_size
     mert = MertConfig.from_json({**MERT_330M, **(TINY_MERT if tiny else {})}, "MERT-v1-330M")
     llama = LlamaConfig.from_json({**VICUNA_7B, **(TINY_VICUNA if tiny else {})}, "Vicuna v0 7B")
@@ -177,7 +177,7 @@ def main() -> None:
     if flags.only:
         device = jax.devices()[0]
         shapes = shapes_of(flags.size, flags.quantization, flags.only)
-        kept = "" if flags.only == "hear" else flags.quantization.replace("none", "bfloat16")
+        kept = "" if flags.only == "encode" else flags.quantization.replace("none", "bfloat16")
         for measured in measure(flags.only, shapes, make_mesh(MeshConfig(), [device]), flags.repeats):
             print(row(measured, kept, device), flush=True)
         return

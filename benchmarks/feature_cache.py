@@ -1,4 +1,4 @@
-"""What hearing once saves: the demo's training from audio, and from caches of its features in float32 and in bfloat16.
+"""What encoding once saves: the demo's training from audio, and from caches of its features in float32 and in bfloat16.
 
     python -m benchmarks.feature_cache --materials runs/demo-materials
 
@@ -15,16 +15,16 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from configs.base import Config
 from configs.demo import get_config
 from mlingo_jax.demo.materials import prepare
-from mlingo_jax.training.assemble import assemble
+from mlingo_jax.settings import Config
 from mlingo_jax.training.loop import HOST_FIELDS
+from mlingo_jax.training.setup import set_up
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
 from mlingo_jax.training.step import compile_train_step, init_state
 
 WAYS = {
-    "audio": {"hear_in_step": True},
+    "audio": {"encode_in_step": True},
     "cache, float32": {"store": "float32"},
     "cache, bfloat16": {"store": "bfloat16"},
 }
@@ -58,7 +58,7 @@ def config_of(name: str, materials: str, folder: str) -> Config:
     config.demo.materials = materials
     prepare(config)
     config.workdir = f"{folder}/{name}"
-    # Clips are no longer than this: both ways hear them whole, and without more padding than they need.
+    # Clips are no longer than this: both ways encode them whole, and without more padding than they need.
     config.data.crop_seconds = config.demo.seconds
     for field, value in WAYS[name].items():
         setattr(config.data, field, value)
@@ -70,14 +70,14 @@ def training(config: Config) -> Iterator[float]:
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         begun = time.perf_counter()
-        assembly = assemble(config, mesh)
+        setup = set_up(config, mesh)
         print(f"{config.workdir}: ready to train after {time.perf_counter() - begun:.1f} s", flush=True)
-        step = compile_train_step(assembly.networks, config, mesh)
-        state, batches = replicate(init_state(assembly.adapter, config), mesh), assembly.train_batches()
+        step = compile_train_step(setup.networks, config, mesh)
+        state, batches = replicate(init_state(setup.adapter, config), mesh), setup.train_batches()
     while True:
         with jax.set_mesh(mesh):
             batch = {name: values for name, values in next(batches).items() if name not in HOST_FIELDS}
-            state, metrics = step(state, assembly.frozen, put_batch(batch, mesh))
+            state, metrics = step(state, setup.frozen, put_batch(batch, mesh))
             yield float(metrics["loss"])
 
 

@@ -19,17 +19,17 @@ import soundfile
 from absl import logging
 
 from mlingo_jax.data.audio import AudioSettings, read_audio
-from mlingo_jax.data.datasets.build import Options, build
-from mlingo_jax.data.datasets.music_caps import MusicCaps
-from mlingo_jax.data.datasets.music_qa import MusicQA
-from mlingo_jax.data.features import FeatureCache, Fingerprint
-from mlingo_jax.data.fill import hear
 from mlingo_jax.data.mixture import Mixture, Wanted, read_mixture
 from mlingo_jax.data.packing import ROW_LENGTH, pack
-from mlingo_jax.data.pipeline import CachedMusic, make_dataset
+from mlingo_jax.data.pipeline import CachedFeatures, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
 from mlingo_jax.data.rows import Batch
-from mlingo_jax.data.survey import Survey, row_length, row_sizes, survey
+from mlingo_jax.data.statistics import ExampleStatistics, example_statistics, row_length, row_sizes
+from mlingo_jax.datasets.build import Options, build
+from mlingo_jax.datasets.music_caps import MusicCaps
+from mlingo_jax.datasets.music_qa import MusicQA
+from mlingo_jax.features.cache import FeatureCache, Fingerprint
+from mlingo_jax.features.fill import fill_cache
 
 AUDIO = AudioSettings(sample_rate=24000, normalize=True)
 SILENCE = AudioSettings(sample_rate=8000, normalize=False)
@@ -68,24 +68,24 @@ def report(path: Path, prompt: Prompt, folder: Path) -> None:
     dataset = MusicCaps if path.suffix == ".csv" else MusicQA
     examples = prepared(path, dataset, folder)
     begin = time.process_time()
-    surveyed = survey(examples, prompt)
+    statistics = example_statistics(examples, prompt)
     once = (time.process_time() - begin) / len(examples)
-    music = random_features(surveyed, MUSIC_TOKENS[dataset.name], folder)
-    sizes = row_sizes(surveyed, music)
+    music = random_features(statistics, MUSIC_TOKENS[dataset.name], folder)
+    sizes = row_sizes(statistics, music)
     single = row_length(sizes, examples, None)
     length = max(ROW_LENGTH, single)
     packing = pack(sizes.lengths, sizes.music, [range(len(examples))], length=length, seed=0)
     used = int(sizes.lengths.sum())
     print(f"{path.name}: {len(examples):,} examples, rows of {sizes.mean:.0f} tokens on average")
     print(f"  before the first step: {once * 1e6:.0f} us of CPU an example")
-    for name, rows, places, packed in (
+    for name, rows, positions, packed in (
         ("one example in a row", len(examples), single, None),
         ("packed", len(packing), length, packing),
     ):
-        padding = 1 - used / (rows * places)
-        batches = make_dataset(examples, prompt, music, length=places, batch=BATCH, seed=0, packing=packed)
+        padding = 1 - used / (rows * positions)
+        batches = make_dataset(examples, prompt, music, length=positions, batch=BATCH, seed=0, packing=packed)
         rate, cpu = examples_per_second(batches)
-        print(f"  {name}: {rows:,} rows of {places}, {padding:.1%} padding; {rate:,.0f} examples/s, ", end="")
+        print(f"  {name}: {rows:,} rows of {positions}, {padding:.1%} padding; {rate:,.0f} examples/s, ", end="")
         print(f"{cpu * 1e6:.0f} us of CPU each, {rate * rows / len(examples) / BATCH:,.1f} batches of {BATCH} rows/s")
         shares = [f"{waiting_share(batches, rate):.2%} at {rate:,} examples/s" for rate in STEP_RATES]
         print(f"    of its time a step waits {', '.join(shares)}")
@@ -103,16 +103,16 @@ def prepared(path: Path, dataset: type[MusicCaps] | type[MusicQA], folder: Path)
     return read_mixture(folder / "data", [Wanted(dataset.name, split) for split in built.kept])
 
 
-def random_features(surveyed: Survey, tokens: int, folder: Path) -> CachedMusic:
+def random_features(statistics: ExampleStatistics, tokens: int, folder: Path) -> CachedFeatures:
     """A cache with random features for every clip."""
     rng = np.random.default_rng(0)
-    fingerprint = Fingerprint.of({"name": "random"}, SILENCE, window=325, seconds=30.0)
+    fingerprint = Fingerprint.of({"name": "random"}, SILENCE, frames_per_token=325, seconds=30.0)
 
-    def ear(heard: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return list(rng.normal(size=(len(heard), tokens, WIDTH)))
+    def encoder(encoded: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return list(rng.normal(size=(len(encoded), tokens, WIDTH)))
 
-    hear(surveyed.clips, ear, folder / "features", fingerprint)
-    return CachedMusic(FeatureCache(folder / "features"), surveyed.clips.keys())
+    fill_cache(statistics.clips, encoder, folder / "features", fingerprint)
+    return CachedFeatures(FeatureCache(folder / "features"), statistics.clips.keys())
 
 
 def examples_per_second(batches: Iterator[Batch]) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.plan_table --costs=plan.jsonl
 
-Compiles each distinct program once, minutes apiece, and keeps its costs in the file, so that the command goes on where
+Compiles each distinct program once, minutes apiece, and keeps its costs in the file, so that the command resumes where
 it was stopped; prints the table of docs/performance.md. Needs both compilers (pip install 'mlingo_jax[cuda,tpu]'), and
 neither devices nor weights.
 """
@@ -16,7 +16,6 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from configs.base import Config, MeshConfig
 from mlingo_jax.errors import UserError
 from mlingo_jax.planning.costs import Costs, DoesNotFit, compile_costs
 from mlingo_jax.planning.devices import compile_target, cuda_plugin, devices, prepare
@@ -25,6 +24,7 @@ from mlingo_jax.planning.program import Collective
 from mlingo_jax.planning.published import encoder_sizes, language_model_sizes
 from mlingo_jax.planning.roofline import roofline
 from mlingo_jax.planning.shapes import Shapes, trace_train_step
+from mlingo_jax.settings import Config, MeshConfig
 from mlingo_jax.training.config import load_config
 from mlingo_jax.training.sharding import make_mesh
 
@@ -36,10 +36,10 @@ HEAD = """\
 |---|---|---|---|---|---|---|---|---|"""
 
 
-def settings(quantization: str, hear: bool) -> Config:
+def settings(quantization: str, encode: bool) -> Config:
     """The paper's pre-training."""
     config = load_config("pretrain")
-    config.llm.quantization, config.data.hear_in_step, config.data.crop_seconds = quantization, hear, 30.0
+    config.llm.quantization, config.data.encode_in_step, config.data.crop_seconds = quantization, encode, 30.0
     return config
 
 
@@ -59,10 +59,10 @@ def compile_step(machine: Machine, sizes: tuple[int, int, int], config: Config) 
 def row(machine: Machine, sizes: tuple[int, int, int], config: Config, costs: Costs | None) -> str:
     """A line of the table."""
     kept = "bfloat16" if config.llm.quantization == "none" else config.llm.quantization
-    heard = "heard in the step" if config.data.hear_in_step else "cached"
+    encoded = "encoded in the step" if config.data.encode_in_step else "cached"
     assert machine.kind
     have = machine.memory
-    head = f"| {machine.name} | {' x '.join(map(str, sizes))} | {kept} | {heard} |"
+    head = f"| {machine.name} | {' x '.join(map(str, sizes))} | {kept} | {encoded} |"
     if costs is None or costs.memory > have:
         size = "more" if costs is None else f"{costs.memory / GIB:.1f}"
         return f"{head} {size} of {have / GIB:.1f} | does not fit | | | |"
@@ -93,14 +93,14 @@ def main() -> None:
     flags = parser.parse_args()
     known = read_costs(flags.costs)
     rows = []
-    for hear in (False, True):
+    for encode in (False, True):
         for quantization in ("none", "int8"):
-            config = settings(quantization, hear)
+            config = settings(quantization, encode)
             for name in MACHINES:
                 machine = parse(name)
-                fsdp = FSDP.get((name, quantization, hear), 1)
+                fsdp = FSDP.get((name, quantization, encode), 1)
                 sizes = (machine.devices // fsdp, fsdp, 1)
-                program = f"{machine.name} {sizes} {quantization} {'heard' if hear else 'cached'}"
+                program = f"{machine.name} {sizes} {quantization} {'encoded' if encode else 'cached'}"
                 if program not in known:
                     start = time.monotonic()
                     costs = known[program] = compile_step(machine, sizes, config)

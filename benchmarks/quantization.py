@@ -12,13 +12,13 @@ from pathlib import Path
 
 import jax
 
-from configs.base import QUANTIZATIONS, Config
-from conversion.load import load_adapter
-from mlingo_jax.training.assemble import assemble
+from mlingo_jax.settings import QUANTIZATIONS, Config
 from mlingo_jax.training.config import fields
 from mlingo_jax.training.loop import HOST_FIELDS
+from mlingo_jax.training.setup import set_up
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
 from mlingo_jax.training.step import compile_eval_step
+from mlingo_jax.weights.load import load_adapter
 
 
 def main() -> None:
@@ -51,15 +51,15 @@ def read_run_config(run: Path) -> Config:
 def held_out_loss(config: Config, run: Path) -> tuple[float, float, float]:
     """The mean over the held-out answers' tokens, their number, and the language model's bytes."""
     mesh = make_mesh(config.mesh)
-    assembly = assemble(config, mesh)
-    evaluate = compile_eval_step(assembly.networks, config, mesh)
+    setup = set_up(config, mesh)
+    evaluate = compile_eval_step(setup.networks, config, mesh)
     adapter = replicate(load_adapter(run), mesh)
     total = tokens = 0.0
-    for batch in assembly.eval_batches():
+    for batch in setup.eval_batches():
         rows = put_batch({name: values for name, values in batch.items() if name not in HOST_FIELDS}, mesh)
-        loss, weight = evaluate(adapter, assembly.frozen, rows)
+        loss, weight = evaluate(adapter, setup.frozen, rows)
         total, tokens = total + float(loss), tokens + float(weight)
-    return total / tokens, tokens, sum(map(bits, jax.tree.leaves(assembly.frozen["llm"]))) / 8
+    return total / tokens, tokens, sum(map(bits, jax.tree.leaves(setup.frozen["llm"]))) / 8
 
 
 def bits(leaf: jax.Array) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlingo_jax.training.checkpoint import Checkpoints, Saved, to_host
+from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState, to_host
 
 FEATURES, TOKENS = 1024, 4096
 PARTS = ("adapter", "mu", "nu", "gradient")
@@ -58,14 +58,14 @@ def run(folder: Path, steps: int, step_seconds: float, every: int) -> tuple[floa
             time.sleep(max(due - time.perf_counter(), 0))
             if every and number % every == 0:
                 began = time.perf_counter()
-                checkpoints.save(Saved(number, *split(state), {}), {})
+                checkpoints.save(CheckpointState(number, *split(state), {}), {})
                 held.append(time.perf_counter() - began)
         seconds = time.perf_counter() - begin
         if every:
             # Once more, alone, to see how long the writing takes.
             checkpoints.wait()
             began = time.perf_counter()
-            checkpoints.save(Saved(steps + 1, *split(state), {}), {})
+            checkpoints.save(CheckpointState(steps + 1, *split(state), {}), {})
             checkpoints.wait()
             beside = time.perf_counter() - began
     return seconds / steps, held, beside

@@ -8,8 +8,8 @@ materials are kept beside the run; a second run, with other settings of the trai
 
 import dataclasses
 
-from configs.base import Config, setting
-from configs.base import get_config as base_config
+from mlingo_jax.settings import Config, setting
+from mlingo_jax.settings import get_config as base_config
 
 
 @dataclasses.dataclass
@@ -20,7 +20,7 @@ class DemoConfig:
     seed: int = setting(0, "of the music, the texts and both towers", least=0)
     seconds: float = setting(5.0, "length of a clip", least=3, most=20)
     train_takes: int = setting(6, "clips to train on for each of the 144 kinds of piece", least=1)
-    held_out_takes: int = setting(2, "clips to ask about for each kind, never heard in training", least=1)
+    held_out_takes: int = setting(2, "clips to ask about for each kind, never seen in training", least=1)
     instruments: int = setting(8, "how many of the eight instruments play", least=2, most=8)
     llm_steps: int = setting(150, "steps in which the language model learns to read and to answer", least=1)
 

@@ -1,12 +1,12 @@
-"""Stage 2 on MusicInstruct, short and long questions together: the original's 6 x 5,000 steps of 2 examples.
+"""Stage 2 on MusicInstruct, short and long questions together: the reference implementation's 6 x 5,000 steps of 2 examples.
 
     python -m mlingo_jax.train --config=finetune_mi --config.adapter.start=runs/pretrain
 
-Without a start the adapter is drawn at random. On d devices the original took 2 examples on each: batch_size = 2 d.
+Without a start the adapter is drawn at random. On d devices the reference implementation took 2 examples on each: batch_size = 2 d.
 """
 
-from configs.base import Config
-from configs.base import get_config as base_config
+from mlingo_jax.settings import Config
+from mlingo_jax.settings import get_config as base_config
 
 
 def get_config() -> Config:

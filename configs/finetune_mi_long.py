@@ -3,8 +3,8 @@
 python -m mlingo_jax.train --config=finetune_mi_long --config.adapter.start=runs/pretrain
 """
 
-from configs.base import Config
 from configs.finetune_mi import get_config as finetune_mi_config
+from mlingo_jax.settings import Config
 
 
 def get_config() -> Config:

@@ -3,8 +3,8 @@
 python -m mlingo_jax.train --config=finetune_musicqa_then_mi_short
 """
 
-from configs.base import Config
 from configs.finetune_mi_short import get_config as finetune_mi_short_config
+from mlingo_jax.settings import Config
 
 
 def get_config() -> Config:

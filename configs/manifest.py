@@ -3,11 +3,11 @@
     python -m mlingo_jax.train --config=manifest --config.data.manifest=my.jsonl \
         --config.mert.path=m-a-p/MERT-v1-330M --config.llm.path=models/vicuna-7b-v0
 
-Every clip is heard once; after that neither the audio nor the encoder is needed. Paths are relative to the jsonl.
+Every clip is encoded once; after that neither the audio nor the encoder is needed. Paths are relative to the jsonl.
 """
 
-from configs.base import Config
-from configs.base import get_config as base_config
+from mlingo_jax.settings import Config
+from mlingo_jax.settings import get_config as base_config
 
 
 def get_config() -> Config:

@@ -2,11 +2,11 @@
 
     python -m mlingo_jax.train --config=pretrain
 
-Stopped at any moment, the same command goes on. Without the data or the weights it says what is missing.
+Stopped at any moment, the same command resumes. Without the data or the weights it says what is missing.
 """
 
-from configs.base import Config
-from configs.base import get_config as base_config
+from mlingo_jax.settings import Config
+from mlingo_jax.settings import get_config as base_config
 
 
 def get_config() -> Config:

@@ -3,8 +3,8 @@
 python -m mlingo_jax.train --config=pretrain_musiccaps
 """
 
-from configs.base import Config
 from configs.pretrain import get_config as pretrain_config
+from mlingo_jax.settings import Config
 
 
 def get_config() -> Config:

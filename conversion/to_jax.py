@@ -4,15 +4,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from conversion import released
-from conversion.adapter import open_adapter
-from conversion.checkpoints import write_checkpoint
-from conversion.folders import carry, find, identify, new_target, write_record
-from conversion.tensors import Tensors
-from conversion.towers import KINDS, OpenTower, open_tower
-from mlingo_jax.doors import run_door
+from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
-from mlingo_jax.processes import is_first, join, once
+from mlingo_jax.processes import initialize, is_primary, run_on_primary
+from mlingo_jax.weights import released
+from mlingo_jax.weights.adapter import open_adapter
+from mlingo_jax.weights.checkpoints import write_checkpoint
+from mlingo_jax.weights.folders import carry, find, identify, new_target, write_record
+from mlingo_jax.weights.tensors import Tensors
+from mlingo_jax.weights.towers import KINDS, OpenTower, open_tower
 
 SHARD_BYTES = 512 * 2**20
 
@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target", metavar="DST", type=Path, help="the folder to write; must not exist yet")
     parser.add_argument("--base", metavar="LLAMA_FOLDER", help="under a Vicuna delta: the LLaMA weights to add it to")
     arguments = parser.parse_args(argv)
-    join()
-    once("conversion", lambda: convert(find(arguments.source), arguments.target, arguments.base))
-    if not is_first():
+    initialize()
+    run_on_primary("conversion", lambda: convert(find(arguments.source), arguments.target, arguments.base))
+    if not is_primary():
         return
     print(f"{arguments.target}: written")
     llm = arguments.target / released.PARTS["llama"].folder
@@ -88,4 +88,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_cli(main)

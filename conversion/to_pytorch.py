@@ -9,17 +9,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from conversion import released
-from conversion.adapter import STATE_LOGITS, adapter_entries, open_adapter
-from conversion.checkpoints import write_checkpoint, write_json
-from conversion.folders import Found, carry, find, identify, new_target
-from conversion.keymap import to_torch
-from conversion.tensors import Tensor, Tensors
-from conversion.torch_files import write_torch
-from conversion.towers import KINDS, OpenTower, open_tower
-from mlingo_jax.doors import run_door
+from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
-from mlingo_jax.processes import is_first, join, once
+from mlingo_jax.processes import initialize, is_primary, run_on_primary
+from mlingo_jax.weights import released
+from mlingo_jax.weights.adapter import LAYER_WEIGHTS, adapter_entries, open_adapter
+from mlingo_jax.weights.checkpoints import write_checkpoint, write_json
+from mlingo_jax.weights.folders import Found, carry, find, identify, new_target
+from mlingo_jax.weights.keymap import to_torch
+from mlingo_jax.weights.tensors import Tensor, Tensors
+from mlingo_jax.weights.torch_files import write_torch
+from mlingo_jax.weights.towers import KINDS, OpenTower, open_tower
 
 SHARD_BYTES = 5 * 10**9
 
@@ -54,9 +54,9 @@ def _write_tower(tower: OpenTower, folder: Path) -> None:
 
 def _adapter_tensors(source: Path) -> dict[str, Tensor]:
     tensors = open_adapter(source)
-    if STATE_LOGITS in tensors:
+    if LAYER_WEIGHTS in tensors:
         raise UserError(
-            f"{source}: its adapter learned a weight for each of the encoder's hidden states; the original takes their "
+            f"{source}: its adapter learned a weight for each of the encoder's hidden states; the reference implementation takes their "
             "plain mean, so there is nothing to convert it to"
         )
     return to_torch(adapter_entries(tensors), tensors, str(source))
@@ -101,11 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("target", metavar="DST", type=Path, help="the folder or .pth to write; must not exist yet")
     arguments = parser.parse_args(argv)
-    join()
-    once("conversion", lambda: convert(arguments.source, arguments.target))
-    if is_first():
+    initialize()
+    run_on_primary("conversion", lambda: convert(arguments.source, arguments.target))
+    if is_primary():
         print(f"{arguments.target}: written")
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_cli(main)

@@ -1,6 +1,6 @@
-"""The Python interface: `mlingo_jax.load` gives a model that hears clips, scores answers and answers questions.
+"""The Python interface: `mlingo_jax.load` gives a model that encodes clips, scores answers and answers questions.
 
-Axes: B rows, L places in a row, M (or K) music tokens, N samples, D encoder width, E language-model width.
+Axes: B rows, L positions in a row, M (or K) music tokens, N samples, D encoder width, E language-model width.
 """
 
 import dataclasses
@@ -21,12 +21,10 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from conversion.folders import run_of
-from conversion.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
-from mlingo_jax.data.hearing import Ear
 from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, load_tokenizer, read_context
 from mlingo_jax.errors import UserError
+from mlingo_jax.features.encode import AudioEncoder
 from mlingo_jax.inference import generate as inference
 from mlingo_jax.inference.generate import Answer, Options
 from mlingo_jax.inference.sampling import row_keys
@@ -36,14 +34,16 @@ from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import embed_rows, token_log_probs
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.training.checkpoint import read_run
+from mlingo_jax.weights.folders import run_of
+from mlingo_jax.weights.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.wording import counted
 
 Clip = str | Path | tuple[np.ndarray, int]
 
 # Rows are padded to a multiple of this many places, so that questions of like length share a compiled program.
-PLACES = 64
+ROW_MULTIPLE = 64
 # MusiLingo's temporal compression: encoder frames averaged into one music token (4.33 s at 75 Hz).
-WINDOW = 325
+FRAMES_PER_TOKEN = 325
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -55,7 +55,7 @@ class MusiLingo:
     Whatever is asked in one call, each row's result is that of the row alone.
     """
 
-    ear: Ear
+    encoder: AudioEncoder
     llm: Tower
     adapter_graph: nnx.GraphDef[Adapter]
     adapter: Any
@@ -70,7 +70,7 @@ class MusiLingo:
         Raises:
             UserError: a clip cannot be read, is shorter than the encoder's receptive field, or holds NaN.
         """
-        return self._hear(self._waveforms(clips))
+        return self._encode(self._waveforms(clips))
 
     def score(
         self, clips: Sequence[Clip], questions: str | Sequence[str], answers: Sequence[str]
@@ -80,7 +80,7 @@ class MusiLingo:
         An answer longer than the prompt's limit is cut as in training. The loss of row i is `-scores[i].mean()`.
 
         Raises:
-            UserError: a clip cannot be heard, or the lists are of different lengths.
+            UserError: a clip cannot be read, or the lists are of different lengths.
         """
         questions, answers = _one_each(clips, questions, "questions"), _one_each(clips, answers, "answers")
         features = self.encode(clips)
@@ -109,7 +109,7 @@ class MusiLingo:
         A draw depends on the seed, the clip and the question, not on the other rows.
 
         Raises:
-            UserError: a clip cannot be heard, the lists are of different lengths, or an option is out of its range.
+            UserError: a clip cannot be read, the lists are of different lengths, or an option is out of its range.
         """
         options = Options(max_new_tokens, temperature, top_k, top_p, num_beams)
         return [answer.text for answer in self.generate(clips, questions, options, seed=seed)]
@@ -141,7 +141,7 @@ class MusiLingo:
             yield from inference.stream(self.llm.graphdef, self.llm.params, **prompts)
 
     def __repr__(self) -> str:
-        widths = f"{self.ear.config.width} to {self.llm.config.width}"
+        widths = f"{self.encoder.config.embed_dim} to {self.llm.config.embed_dim}"
         return f"MusiLingo(llm {self.llm.identity['name']}, {self.llm.identity['dtype']}, adapter {widths})"
 
     def _waveforms(self, clips: Sequence[Clip]) -> list[Float[np.ndarray, "_"]]:
@@ -149,17 +149,17 @@ class MusiLingo:
         return [self._waveform(clip) for clip in clips]
 
     def _waveform(self, clip: Clip) -> Float[np.ndarray, "_"]:
-        minimum = self.ear.config.receptive_field
+        minimum = self.encoder.config.receptive_field
         if isinstance(clip, tuple):
-            return prepare_waveform(*clip, self.ear.audio, minimum=minimum)
-        return read_audio(clip, self.ear.audio, minimum=minimum)
+            return prepare_waveform(*clip, self.encoder.audio, minimum=minimum)
+        return read_audio(clip, self.encoder.audio, minimum=minimum)
 
-    def _hear(self, waveforms: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
-        # A clip asked several questions is heard once.
+    def _encode(self, waveforms: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
+        # A clip asked several questions is encoded once.
         keys = [sha256(w.data).digest() for w in waveforms]
         distinct = dict(zip(keys, waveforms, strict=True))
         with self._on_mesh():
-            features = dict(zip(distinct, self.ear(list(distinct.values())), strict=True))
+            features = dict(zip(distinct, self.encoder(list(distinct.values())), strict=True))
         return [features[key] for key in keys]
 
     def _prompts(
@@ -168,7 +168,7 @@ class MusiLingo:
         """What `inference.generate` and `stream` take, after the language model."""
         questions = _one_each(clips, questions, "questions")
         waveforms = self._waveforms(clips)
-        features = self._hear(waveforms)
+        features = self._encode(waveforms)
         rows = [self.prompt.row(q, None, f.shape[-2]) for q, f in zip(questions, features, strict=True)]
         self._check_context(rows, options.max_new_tokens)
         batch, music = self._batch(rows, features)
@@ -214,8 +214,8 @@ class MusiLingo:
         return collate(rows, _round_up(longest), count), music
 
     def _stop_rule(self) -> StopRule:
-        eos, vocabulary = read_eos(self.llm.folder), self.llm.config.vocabulary
-        return stop_rule(self.prompt.tokenizer, self.prompt.settings.stop, eos, vocabulary)
+        eos, vocab_size = read_eos(self.llm.folder), self.llm.config.vocab_size
+        return stop_rule(self.prompt.tokenizer, self.prompt.settings.stop, eos, vocab_size)
 
     def _on_mesh(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -238,7 +238,7 @@ def load(
     *,
     quantization: Quantization | None = None,
     prompt: PromptSettings | None = None,
-    window: int | None = None,
+    frames_per_token: int | None = None,
 ) -> MusiLingo:
     """Loads a MusiLingo, its towers in `dtype`, spread over `mesh` if there is one; the adapter is float32.
 
@@ -250,8 +250,8 @@ def load(
             or a released folder knows its towers: `mert` and `llm` may be left out.
         quantization: "int8" or "int4" keeps the language model's layers as integers, "none" in `dtype`; by default the
             run's, else "none".
-        prompt: template, end symbol and limits; by default the run's, else the original's of stage 2.
-        window: encoder frames averaged into one music token; by default the run's, else the original's 325.
+        prompt: template, end symbol and limits; by default the run's, else the reference implementation's of stage 2.
+        frames_per_token: encoder frames averaged into one music token; by default the run's, else the reference implementation's 325.
 
     Raises:
         UserError: a folder, file or weight is missing or broken, or the three do not fit one another.
@@ -261,7 +261,7 @@ def load(
         run = read_run(adapter)
         mert, llm = mert or run["mert"]["folder"], llm or run["llm"]["folder"]
         prompt = prompt or PromptSettings.from_json(run["prompt"])
-        window = window or run["window"]
+        window = frames_per_token or run["frames_per_token"]
         quantization = quantization or run["llm"]["identity"].get("quantization")
     elif adapter is not None and Path(adapter).is_dir():
         mert, llm = mert or adapter, llm or adapter
@@ -272,29 +272,29 @@ def load(
         )
     encoder = load_tower(mert, kind="mert", dtype=dtype, mesh=mesh)
     language = load_tower(llm, kind="llama", dtype=dtype, quantization=quantization or "none", mesh=mesh)
-    keep_states = params is not None and "state_logits" in params
+    per_layer = params is not None and "layer_weights" in params
     graph, params = fit_adapter(
         params,
-        features=encoder.config.width,
-        tokens=language.config.width,
-        states=encoder.config.states if keep_states else None,
+        features=encoder.config.embed_dim,
+        tokens=language.config.embed_dim,
+        states=encoder.config.states if per_layer else None,
         source=adapter or "",
     )
-    ear = Ear(
+    encoder = AudioEncoder(
         encoder.graphdef,
         encoder.params,
         encoder.config,
         AudioSettings.from_folder(encoder.folder),
-        window=window or WINDOW,
-        keep_states=keep_states,
+        frames_per_token=window or FRAMES_PER_TOKEN,
+        per_layer=per_layer,
         mesh=mesh,
     )
     tokens = Prompt(load_tokenizer(language.folder), prompt or PromptSettings())
-    return MusiLingo(ear, language, graph, params, tokens, mesh)
+    return MusiLingo(encoder, language, graph, params, tokens, mesh)
 
 
 def _round_up(tokens: int) -> int:
-    return -(-tokens // PLACES) * PLACES
+    return -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def _require_list(clips: Sequence[Clip]) -> None:

@@ -1,7 +1,7 @@
 """Asks a question about audio files: `python -m mlingo_jax.caption FILES_OR_FOLDERS --question ... --output out.jsonl`.
 
 One line of JSON per file: file, question, answer, finish_reason (stop, eos, length), seconds of audio; or file,
-question and error for a file that cannot be read, while the rest goes on. Started again, it goes on where it was.
+question and error for a file that cannot be read, while the rest continues. Started again, it resumes where it stopped.
 
 Several processes deal the files out; each answers its own on its own device, the first one writes all answers.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from mlingo_jax.doors import run_door
+from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
 from mlingo_jax.wording import counted
 
@@ -35,33 +35,33 @@ DEMO = Path("runs/demo")
 
 def main() -> int:
     arguments = _parser().parse_args()
-    from mlingo_jax.data.lock import alone
+    from mlingo_jax.files import exclusive_lock
     from mlingo_jax.inference.answer_file import AnswerFile, check_output
     from mlingo_jax.inference.generate import Options
-    from mlingo_jax.processes import from_first, is_first, join
+    from mlingo_jax.processes import broadcast, initialize, is_primary
 
-    join()
+    initialize()
     options = Options(
         arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, arguments.num_beams
     )
     if arguments.batch_size < 1:
         raise UserError(f"batch_size is {arguments.batch_size}; expected at least 1")
     # What the first process finds holds for all: a folder can change meanwhile.
-    files = from_first(find_audio(arguments.paths))
-    if is_first():
+    files = broadcast(find_audio(arguments.paths))
+    if is_primary():
         check_output(arguments.output)
     model = _load(arguments)
     asked = {(file, arguments.question) for file in files}
     lock = arguments.output.with_name(f".{arguments.output.name}.lock")
     with contextlib.ExitStack() as stack:
         output, todo = None, []
-        if is_first():
+        if is_primary():
             busy = f"{arguments.output}: another process is writing to it; wait for it, or give another --output"
-            stack.enter_context(alone(lock, busy))
+            stack.enter_context(exclusive_lock(lock, busy))
             settings = _settings(model, options, arguments.seed)
             output = stack.enter_context(AnswerFile(arguments.output, settings, asked))
             todo = [file for file in files if (file, arguments.question) not in output.done]
-        todo = from_first(todo)
+        todo = broadcast(todo)
         failed = caption(model, todo, arguments.question, options, arguments.seed, arguments.batch_size, output)
     if output is None:
         return 1 if failed else 0
@@ -105,16 +105,16 @@ def caption(
     import jax
 
     from mlingo_jax.data.stored import read_ahead
-    from mlingo_jax.processes import gather
+    from mlingo_jax.processes import all_gather
 
     shares = deal(files, batch_size, jax.process_index(), jax.process_count())
     own = {file: Path(file) for share in shares for file in share}
-    waveforms = read_ahead(own, model.ear.audio, model.ear.config.receptive_field)
+    waveforms = read_ahead(own, model.encoder.audio, model.encoder.config.receptive_field)
     failed = 0
     with tqdm(total=len(files), desc="answering", unit="file", disable=True if output is None else None) as bar:
         for share in shares:
             answers = _answer(model, list(islice(waveforms, len(share))), question, options, seed)
-            lines = list(chain.from_iterable(gather(answers)))
+            lines = list(chain.from_iterable(all_gather(answers)))
             if output is not None:
                 for line in lines:
                     output.write(line)
@@ -137,10 +137,10 @@ def _answer(
     seed: int,
 ) -> list[dict[str, Any]]:
     """The lines of a batch of files, each an answer or the reason why there is none."""
-    rate = model.ear.audio.sample_rate
-    heard = {file: (waveform, rate) for file, waveform in batch if not isinstance(waveform, UserError)}
-    answers = model.generate(list(heard.values()), question, options, seed=seed) if heard else []
-    by_file = dict(zip(heard, answers, strict=True))
+    rate = model.encoder.audio.sample_rate
+    encoded = {file: (waveform, rate) for file, waveform in batch if not isinstance(waveform, UserError)}
+    answers = model.generate(list(encoded.values()), question, options, seed=seed) if encoded else []
+    by_file = dict(zip(encoded, answers, strict=True))
     lines = []
     for file, waveform in batch:
         line: dict[str, Any] = {"file": file, "question": question}
@@ -157,7 +157,7 @@ def _answer(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mlingo_jax.caption",
-        description="Asks a question about audio files and writes the answers as jsonl. Started again, it goes on.",
+        description="Asks a question about audio files and writes the answers as jsonl. Started again, it resumes.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -210,14 +210,14 @@ def _load(arguments: argparse.Namespace) -> "MusiLingo":
 
 def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, Any]:
     """All that the answers depend on, for the output's settings file."""
-    from conversion.checksum import weights_checksum
+    from mlingo_jax.weights.checksum import weights_checksum
 
     return {
-        "mert": weights_checksum(model.ear.params),
+        "mert": weights_checksum(model.encoder.params),
         "llm": weights_checksum(model.llm.params),
         "adapter": weights_checksum(model.adapter),
         "dtype": model.llm.identity["dtype"],
-        "window": model.ear.window,
+        "window": model.encoder.frames_per_token,
         "prompt": dataclasses.asdict(model.prompt.settings),
         **dataclasses.asdict(options),
         "seed": seed if options.temperature > 0 else None,
@@ -234,4 +234,4 @@ def _search(folder: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_cli(main)

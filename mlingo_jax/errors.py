@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A signal ended the work, and what was done is saved: the same command goes on from there."""
+    """A signal ended the work, and what was done is saved: the same command resumes from there."""
 
     def __init__(self, message: str, number: signal.Signals):
         super().__init__(message)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from mlingo_jax.doors import run_door
+from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
 from mlingo_jax.planning import machines
 from mlingo_jax.training.config import read_config
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--search", action="store_true", help="try the meshes of the machine's devices, best first")
     made.add_argument("--most", type=int, default=6, help="with --search: meshes compiled at most (default 6)")
     made.add_argument("--seconds", type=float, default=30.0, help="of audio in a clip, cached (default 30)")
-    made.add_argument("--clips", type=int, default=0, help="clips of the data set, for what hearing them once takes")
+    made.add_argument("--clips", type=int, default=0, help="clips of the data set, for what encoding them once takes")
     made.add_argument("--rows", type=int, default=0, help="also plan answering so many questions at once")
     made.add_argument("--config", metavar="NAME", help="as of python -m mlingo_jax.train; and --config.FIELD=VALUE")
     return made
@@ -45,7 +45,7 @@ def main() -> None:
     machine = machines.parse(flags.topology)
     # Imported late: --help and mistakes on the command line need none of the numerical libraries.
     from mlingo_jax.planning import report
-    from mlingo_jax.planning.costs import answering_costs, check_fits, compile_costs, hearing_operations
+    from mlingo_jax.planning.costs import answering_costs, check_fits, compile_costs, encoding_operations
     from mlingo_jax.planning.devices import compile_target, devices, prepare
     from mlingo_jax.planning.published import encoder_sizes, language_model_sizes
     from mlingo_jax.planning.search import search
@@ -78,8 +78,8 @@ def main() -> None:
         say([f"compiled     in {time.monotonic() - start:.0f} s for {target.name}"])
         check_fits(costs.memory, machine.memory)
     say(report.describe_step(shapes, costs, machine))
-    if not config.data.hear_in_step:
-        say(report.describe_hearing(hearing_operations(shapes, mesh), flags.clips, machine))
+    if not config.data.encode_in_step:
+        say(report.describe_encoding(encoding_operations(shapes, mesh), flags.clips, machine))
     if flags.rows:
         with must_fit(f"answering {flags.rows} questions at once", machine, "fewer --rows"):
             reading, writing = answering_costs(shapes, mesh, flags.rows)
@@ -107,4 +107,4 @@ def say(lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_cli(main)

@@ -4,18 +4,18 @@ import argparse
 import shlex
 from pathlib import Path
 
-from configs.base import DTYPES, Config
-from mlingo_jax.data.datasets.build import Options, build
-from mlingo_jax.data.datasets.examples import Examples
-from mlingo_jax.data.datasets.lp_music_caps import LPMusicCaps
-from mlingo_jax.data.datasets.manifest import Manifest
-from mlingo_jax.data.datasets.music_caps import MusicCaps
-from mlingo_jax.data.datasets.music_instruct import MusicInstruct
-from mlingo_jax.data.datasets.music_qa import MusicQA
-from mlingo_jax.data.datasets.report import reports_folder
-from mlingo_jax.data.datasets.song_describer import SongDescriber
-from mlingo_jax.doors import run_door
+from mlingo_jax.cli import run_cli
+from mlingo_jax.datasets.build import Options, build
+from mlingo_jax.datasets.examples import Examples
+from mlingo_jax.datasets.lp_music_caps import LPMusicCaps
+from mlingo_jax.datasets.manifest import Manifest
+from mlingo_jax.datasets.music_caps import MusicCaps
+from mlingo_jax.datasets.music_instruct import MusicInstruct
+from mlingo_jax.datasets.music_qa import MusicQA
+from mlingo_jax.datasets.report import reports_folder
+from mlingo_jax.datasets.song_describer import SongDescriber
 from mlingo_jax.errors import UserError
+from mlingo_jax.settings import DTYPES, Config
 from mlingo_jax.training.config import check
 
 DATASETS: tuple[type[Examples], ...] = (MusicCaps, MusicInstruct, MusicQA, LPMusicCaps, SongDescriber, Manifest)
@@ -33,7 +33,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mlingo_jax.prepare",
-        description="Checks and builds datasets. Started again, it goes on; what is there already is not made again.",
+        description="Checks and builds datasets. Started again, it resumes; what is there already is not made again.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -140,7 +140,7 @@ def _add_fetch(commands: argparse._SubParsersAction) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from mlingo_jax.data.fetch import Limits, fetch
+    from mlingo_jax.datasets.fetch import Limits, fetch
 
     if arguments.jobs < 1 or arguments.pause < 0 or arguments.rate <= 0:
         raise UserError("--jobs must be at least 1, --pause at least 0, --rate above 0")
@@ -152,7 +152,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 def _add_features(commands: argparse._SubParsersAction) -> None:
     features = commands.add_parser(
-        "features", help="hears every clip of a prepared dataset once, for all later runs", allow_abbrev=False
+        "features", help="encodes every clip of a prepared dataset once, for all later runs", allow_abbrev=False
     )
     defaults = Config()
     add = features.add_argument
@@ -162,13 +162,13 @@ def _add_features(commands: argparse._SubParsersAction) -> None:
     add("--features", default="", metavar="FOLDER", help="where the features go (default DATA_DIR/features)")
     add("--dtype", choices=DTYPES, default=defaults.mert.dtype, help="what is computed in (default %(default)s)")
     add(
-        "--window",
+        "--frames_per_token",
         type=int,
-        default=defaults.mert.window,
+        default=defaults.mert.frames_per_token,
         help="encoder frames averaged into one feature (default %(default)s)",
     )
-    add("--states", action="store_true", help="keep the hidden states apart, for adapter.learn_states")
-    add("--crops", type=int, default=0, help="hear so many fixed crops of each clip (default: all of it)")
+    add("--layer_weights", action="store_true", help="keep the hidden states apart, for adapter.layer_weights")
+    add("--crops", type=int, default=0, help="encode so many fixed crops of each clip (default: all of it)")
     add(
         "--crop_seconds",
         type=float,
@@ -190,21 +190,25 @@ def _add_features(commands: argparse._SubParsersAction) -> None:
 
 def _features(arguments: argparse.Namespace) -> None:
     # JAX is not loaded for the other commands.
-    from mlingo_jax.processes import is_first, join
-    from mlingo_jax.training.hear import hear_collection
+    from mlingo_jax.processes import initialize, is_primary
+    from mlingo_jax.training.encode import encode_collection
 
-    join()
+    initialize()
     config = Config()
-    config.mert.path, config.mert.dtype, config.mert.window = arguments.mert, arguments.dtype, arguments.window
-    config.adapter.learn_states = arguments.states
+    config.mert.path, config.mert.dtype, config.mert.frames_per_token = (
+        arguments.mert,
+        arguments.dtype,
+        arguments.frames_per_token,
+    )
+    config.adapter.layer_weights = arguments.layer_weights
     config.data.datasets, config.data.data_dir = arguments.dataset, arguments.data_dir
     config.data.features, config.data.max_bad_fraction = arguments.features, arguments.max_bad_fraction
     config.data.crops, config.data.crop_seconds = arguments.crops, arguments.crop_seconds
     config.data.crop_seed, config.data.store = arguments.crop_seed, arguments.store
     check(config)
-    heard = hear_collection(config, arguments.dataset)
-    if is_first():
-        print(heard)
+    encoded = encode_collection(config, arguments.dataset)
+    if is_primary():
+        print(encoded)
 
 
 def _first_line(dataset: type[Examples]) -> str:
@@ -212,4 +216,4 @@ def _first_line(dataset: type[Examples]) -> str:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_cli(main)

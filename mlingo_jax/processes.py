@@ -50,7 +50,7 @@ class Job:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def join() -> None:
+def initialize() -> None:
     """Joins the other processes of this job, if there are any; comes before the first use of a device.
 
     If they do not all come in time, ends the process with one line that says so.
@@ -89,7 +89,7 @@ def _meet() -> None:
 
     Between CPUs they are opened by the first computation of a kind, which gives up on a process that comes 30 s late.
     """
-    from_first(gather(None))
+    broadcast(all_gather(None))
     mesh = Mesh(np.array(jax.devices()), "all")
     ones = np.ones(jax.local_device_count(), np.int32)
     total = jax.make_array_from_process_local_data(NamedSharding(mesh, P("all")), ones)
@@ -142,18 +142,18 @@ def _by_hand(environment: Mapping[str, str]) -> Job | None:
     return Job(number, count, f"process 0 at {address}", address, arguments)
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that speaks and writes for all, as a process by itself does."""
     return jax.process_index() == 0
 
 
-def once(name: str, make: Callable[[], object]) -> None:
+def run_on_primary(name: str, make: Callable[[], object]) -> None:
     """The first process makes something on the disk that all share; the others wait until it is there.
 
     If it fails, its error ends it, and with it all. What takes minutes at the very end of a command needs it too: JAX
     lets no process wait for another one's exit for more than five.
     """
-    if is_first():
+    if is_primary():
         make()
     barrier(name)
 
@@ -164,7 +164,7 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def gather(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """Each process's JSON value, in the order of the processes, on all of them; all must call it."""
     if jax.process_count() == 1:
         return [value]
@@ -176,19 +176,19 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
-def from_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The first process's JSON value, on all of them; all must call it."""
     if jax.process_count() == 1:
         return value
     data = _encode(value)
     size = multihost_utils.broadcast_one_to_all(np.int32(len(data)))
     padded = np.zeros(size, np.uint8)
-    if is_first():
+    if is_primary():
         padded[:] = data
     return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
 
 
-def lost_another(error: Exception) -> str | None:
+def peer_failure(error: Exception) -> str | None:
     """One line for an error that shows no more than that another process is gone; None for any other error."""
     if not jax.distributed.is_initialized() or not _GONE.search(str(error)):
         return None
@@ -196,12 +196,12 @@ def lost_another(error: Exception) -> str | None:
     return (
         f"error: process {jax.process_index()} of {jax.process_count()}: what all processes compute together failed "
         f"({reason}); most likely another one has ended: see its last lines. The same command, given to all again, "
-        "goes on from what is saved"
+        "resumes from what is saved"
     )
 
 
-def leave(code: int) -> NoReturn:
-    """Ends a process that failed, for `run_door`.
+def shutdown(code: int) -> NoReturn:
+    """Ends a process that failed, for `run_cli`.
 
     JAX would have it wait for the others at the exit, while they wait for it in a computation. So it waits for a
     moment only: if all have failed alike they part in peace, else the others see that one is gone, and end.

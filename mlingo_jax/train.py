@@ -5,9 +5,9 @@ from pathlib import Path
 
 from absl import logging
 
-from configs.base import Config
-from mlingo_jax.doors import run_door
+from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
+from mlingo_jax.settings import Config
 from mlingo_jax.training.config import HELP, describe, read_config
 
 
@@ -28,14 +28,14 @@ def main() -> None:
 def _run(config: Config) -> None:
     # Imported late: --help and mistakes on the command line need none of the numerical libraries.
     from mlingo_jax import demo
-    from mlingo_jax.processes import is_first, join, once
+    from mlingo_jax.processes import initialize, is_primary, run_on_primary
     from mlingo_jax.training.loop import train
     from mlingo_jax.training.run import check_alike
 
-    join()
+    initialize()
     check_alike(config)
     if config.data.datasets:
-        from mlingo_jax.training.missing import require_all
+        from mlingo_jax.training.preflight import require_all
 
         require_all(config)
     if config.demo is not None:
@@ -43,13 +43,13 @@ def _run(config: Config) -> None:
     if config.dry_run:
         from mlingo_jax.training.dry_run import dry_run
 
-        if is_first():
+        if is_primary():
             print(dry_run(config))
         return
     train(config)
     if config.demo is not None:
-        once("the demo's report", lambda: demo.report(config, Path(config.workdir)))
+        run_on_primary("the demo's report", lambda: demo.report(config, Path(config.workdir)))
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_cli(main)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from mlingo_jax.data.datasets.build import Options, build
-from mlingo_jax.data.datasets.examples import Examples
-from mlingo_jax.data.datasets.lp_music_caps import CAPTIONS, LPMusicCaps
-from mlingo_jax.data.datasets.music_caps import MusicCaps
-from mlingo_jax.data.datasets.music_instruct import MusicInstruct
-from mlingo_jax.data.datasets.music_qa import MusicQA
-from mlingo_jax.data.datasets.report import Report
+from mlingo_jax.datasets.build import Options, build
+from mlingo_jax.datasets.examples import Examples
+from mlingo_jax.datasets.lp_music_caps import CAPTIONS, LPMusicCaps
+from mlingo_jax.datasets.music_caps import MusicCaps
+from mlingo_jax.datasets.music_instruct import MusicInstruct
+from mlingo_jax.datasets.music_qa import MusicQA
+from mlingo_jax.datasets.report import Report
 
 RATE = 8000
 
@@ -127,5 +127,7 @@ def built(
     **options: Any,
 ) -> Report:
     """Builds with the given options."""
-    places = audio if isinstance(audio, str) else [audio]
-    return build(dataset, [annotations], places, data_dir, config=config, options=Options(**{"workers": 2, **options}))
+    positions = audio if isinstance(audio, str) else [audio]
+    return build(
+        dataset, [annotations], positions, data_dir, config=config, options=Options(**{"workers": 2, **options})
+    )

@@ -28,8 +28,8 @@ def kills(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The numbers of the original, where they are at hand."""
+    """The numbers of the reference implementation, where they are at hand."""
     folder = Path(__file__).parents[1].parent / "shared" / "golden"
     if not folder.is_dir():
-        pytest.skip("the original's numbers (../shared/golden) are not here")
+        pytest.skip("the reference implementation's numbers (../shared/golden) are not here")
     return folder

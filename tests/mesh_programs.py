@@ -16,18 +16,18 @@ import jax
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from configs.base import Config, MeshConfig
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.planning.costs import compile_program
 from mlingo_jax.planning.devices import devices, prepare
 from mlingo_jax.planning.machines import parse
 from mlingo_jax.planning.program import collectives, donated
-from mlingo_jax.planning.shapes import Shapes, trace_hearing, trace_reading, trace_train_step, trace_writing
+from mlingo_jax.planning.shapes import Shapes, trace_encoding, trace_reading, trace_train_step, trace_writing
+from mlingo_jax.settings import Config, MeshConfig
 from mlingo_jax.training.sharding import make_mesh
 from tests.tiny import LLAMA, MERT
 
-MESHES = {"8x1x1": ("train", "hear"), "1x8x1": ("train",), "2x2x2": ("train", "hear", "decode")}
+MESHES = {"8x1x1": ("train", "encode"), "1x8x1": ("train",), "2x2x2": ("train", "encode", "decode")}
 ROWS, PLACES, SECONDS, FEATURES = 8, 128, 1 / 3, 256
 LLAMA_SIZES = LLAMA | {
     "vocab_size": 1024,
@@ -46,8 +46,8 @@ MERT_SIZES = MERT | {
 }
 LLAMA_CONFIG, MERT_CONFIG = LlamaConfig.from_json(LLAMA_SIZES, "llama"), MertConfig.from_json(MERT_SIZES, "mert")
 # Numbers in the adapter, and in the matrices of a layer of the language model.
-ADAPTER = (FEATURES + 1) * LLAMA_CONFIG.width
-LAYER = 4 * LLAMA_CONFIG.width**2 + 3 * LLAMA_CONFIG.width * LLAMA_CONFIG.inner
+ADAPTER = (FEATURES + 1) * LLAMA_CONFIG.embed_dim
+LAYER = 4 * LLAMA_CONFIG.embed_dim**2 + 3 * LLAMA_CONFIG.embed_dim * LLAMA_CONFIG.mlp_dim
 
 
 def small(dtype: str) -> Shapes:
@@ -61,8 +61,8 @@ def small(dtype: str) -> Shapes:
 def compiled(program: str, shapes: Shapes, mesh: Mesh) -> Compiled:
     if program == "train":
         return compile_program(trace_train_step(shapes, mesh))
-    if program == "hear":
-        return compile_program(trace_hearing(shapes, mesh, ROWS))
+    if program == "encode":
+        return compile_program(trace_encoding(shapes, mesh, ROWS))
     reading = trace_reading(shapes, mesh, ROWS)
     return compile_program(trace_writing(shapes, mesh, reading, compile_program(reading)))
 

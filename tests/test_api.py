@@ -24,7 +24,7 @@ QUESTIONS = [
     "Who?",
     "What is the tempo of this piece?",
     "Why does it sound so sad?",
-    "Name one instrument that you hear in it.",
+    "Name one instrument that you encode in it.",
 ]
 
 
@@ -36,7 +36,7 @@ def towers(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def model(towers) -> mlingo_jax.MusiLingo:
-    return mlingo_jax.load(mert=towers[0], llm=towers[1], dtype="float32", window=20)
+    return mlingo_jax.load(mert=towers[0], llm=towers[1], dtype="float32", frames_per_token=20)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_seven_clips_are_heard_as_each_alone(model, clips):
     for clip, features in zip(clips, together, strict=True):
         alone = model.encode([clip])[0]
         assert features.dtype == np.float32
-        assert features.shape == alone.shape == (-(-model.ear.config.frames(len(clip[0])) // 20), 24)
+        assert features.shape == alone.shape == (-(-model.encoder.config.frames(len(clip[0])) // 20), 24)
         np.testing.assert_allclose(features, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -108,14 +108,14 @@ def test_one_question_is_asked_about_every_clip(model, clips):
 
 
 def test_a_long_clip_is_heard_in_windows(towers):
-    model = mlingo_jax.load(mert=towers[0], llm=towers[1], dtype="float32", window=20)
+    model = mlingo_jax.load(mert=towers[0], llm=towers[1], dtype="float32", frames_per_token=20)
     rng = np.random.default_rng(1)
     clip = rng.normal(0, 0.1, 75 * RATE).astype(np.float32)
     features = model.encode([(clip, RATE)])[0]
     pieces = [clip[: 30 * RATE], clip[30 * RATE : 60 * RATE], clip[60 * RATE :]]
     apart = np.concatenate(model.encode([(piece, RATE) for piece in pieces]))
     np.testing.assert_allclose(features, apart, rtol=1e-5, atol=1e-5)
-    assert model.ear.tokens(len(clip)) == len(features)
+    assert model.encoder.tokens(len(clip)) == len(features)
 
 
 def test_a_mesh_changes_no_number(towers, clips):
@@ -145,7 +145,7 @@ print(json.dumps([scores, answers, len({{str(s.index) for s in shards}})]))
 
 def test_towers_keep_the_dtype_asked_for(towers):
     model = mlingo_jax.load(mert=towers[0], llm=towers[1])
-    assert {str(p.dtype) for p in jax.tree.leaves((model.llm.params, model.ear.params))} == {"bfloat16"}
+    assert {str(p.dtype) for p in jax.tree.leaves((model.llm.params, model.encoder.params))} == {"bfloat16"}
     assert {str(p.dtype) for p in jax.tree.leaves(model.adapter)} == {"float32"}
 
 

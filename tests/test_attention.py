@@ -39,7 +39,7 @@ def rows(causal: bool, length: int = LENGTH) -> tuple[Segments, Array]:
 
 
 def results(compute: Any, inputs: tuple[Array, ...], segments: Segments) -> list[Array]:
-    """The attention of the places that are no padding, and the gradients of a function of it."""
+    """The attention of the positions that are no padding, and the gradients of a function of it."""
 
     def kept(*inputs: Array) -> Array:
         return jnp.where((segments.ids > 0)[..., None, None], compute(*inputs), 0)
@@ -67,7 +67,7 @@ def test_cudnn_equals_plain_attention(causal: bool):
     plain = results(lambda q, k, v: attend(q, k, v, mask), inputs, segments)
     kernel = results(lambda q, k, v: attention._cudnn(q, k, v, mask, segments), inputs, segments)
     for one, other in zip(plain, kernel, strict=True):
-        # bfloat16 has 8 bits, and the two round in different places.
+        # bfloat16 has 8 bits, and the two round in different positions.
         np.testing.assert_allclose(other.astype(jnp.float32), one.astype(jnp.float32), rtol=0.02, atol=0.02)
 
 

@@ -1,4 +1,4 @@
-"""The caption door: real files, real output, on tiny models."""
+"""The caption command: real files, real output, on tiny models."""
 
 import json
 import os

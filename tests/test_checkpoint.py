@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conversion.folders import Found, identify
 from mlingo_jax.errors import UserError
 from mlingo_jax.training import checkpoint
-from mlingo_jax.training.checkpoint import Checkpoints, Saved, is_run, load_run_adapter, restore
+from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState, is_run, load_run_adapter, restore
+from mlingo_jax.weights.folders import Found, identify
 
 TOWERS = {"llm": {"name": "tiny", "weights": "0123"}}
 
 
-def make(step: int, size: int = 8) -> Saved:
+def make(step: int, size: int = 8) -> CheckpointState:
     rng = np.random.default_rng(step)
     adapter = {"projection": {"kernel": rng.normal(size=(size, 4)).astype(np.float32), "bias": np.zeros(4, np.float32)}}
     optimizer = {"moments": {"count": np.array(step, np.int32), "mu": adapter}, "weight": np.array(2.5, np.float32)}
-    return Saved(step, adapter, optimizer, {"next_index": step}, {"skipped": [7]}, ["7.wav: not audio"])
+    return CheckpointState(step, adapter, optimizer, {"next_index": step}, {"skipped": [7]}, ["7.wav: not audio"])
 
 
 def keeping(run: Path, keep: int) -> Checkpoints:
@@ -42,11 +42,11 @@ def kept(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def assert_is(saved: Saved | None, step: int) -> None:
+def assert_is(saved: CheckpointState | None, step: int) -> None:
     assert saved is not None
     expected = make(step)
     assert (saved.step, saved.data, saved.watch) == (step, {"next_index": step}, {"skipped": [7]})
-    assert saved.unheard == ["7.wav: not audio"]
+    assert saved.unreadable == ["7.wav: not audio"]
     for name, values in expected.adapter["projection"].items():
         np.testing.assert_array_equal(saved.adapter["projection"][name], values)
         assert saved.adapter["projection"][name].dtype == np.float32
@@ -65,7 +65,7 @@ def test_the_newest_are_kept_and_read_back(run):
 def test_a_checkpoint_names_its_towers_and_does_not_hold_them(run):
     metadata = json.loads((run / "checkpoints" / "30" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
     assert metadata.pop("towers") == TOWERS
-    assert metadata == {"data": {"next_index": 30}, "watch": {"skipped": [7]}, "unheard": ["7.wav: not audio"]}
+    assert metadata == {"data": {"next_index": 30}, "watch": {"skipped": [7]}, "unreadable": ["7.wav: not audio"]}
     assert {path.name for path in (run / "checkpoints" / "30").iterdir() if path.is_dir()} == {"adapter", "optimizer"}
 
 
@@ -75,7 +75,7 @@ def test_the_best_is_kept_besides_also_when_a_run_goes_on(run):
         with Checkpoints(run, keep=2, best=1, losses=losses) as checkpoints:
             for step in (first, first + 10, first + 20):
                 checkpoints.save(make(step), TOWERS)
-        # Saved before its evaluation, which a stop had cut short.
+        # CheckpointState before its evaluation, which a stop had cut short.
         losses[60] = 1.9
     assert kept(run) == ["60", "80", "90"]
     assert_is(restore(run), 90)

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.base import Config
 from mlingo_jax.errors import UserError
+from mlingo_jax.settings import Config
 from mlingo_jax.training.config import config_names, describe, fields, load_config, read_config, to_json
 
 
 def test_overrides_are_typed_and_may_stand_in_either_spelling():
-    argv = "--config=base --config.optim.lr=1e-4 --config.steps 12_000 --config.data.hear_in_step=true"
+    argv = "--config=base --config.optim.lr=1e-4 --config.steps 12_000 --config.data.encode_in_step=true"
     argv += " --config.mert.path=a=b --config.mesh.data=-1 --config.steps=7"
     config = read_config(argv.split())
-    assert (config.optim.lr, config.steps, config.data.hear_in_step) == (1e-4, 7, True)
+    assert (config.optim.lr, config.steps, config.data.encode_in_step) == (1e-4, 7, True)
     assert (config.mert.path, config.mesh.data) == ("a=b", -1)
 
 
@@ -40,7 +40,7 @@ def test_any_value_comes_back(rate, steps, path):
         (["--config=base", "--config.optim=1"], "--config.optim: config base has no such field"),
         (["--config=base", "--config.optim.lr=fast"], "--config.optim.lr=fast: must be a number"),
         (["--config=base", "--config.steps=1.5"], "--config.steps=1.5: must be a whole number"),
-        (["--config=base", "--config.data.hear_in_step=perhaps"], "must be true or false"),
+        (["--config=base", "--config.data.encode_in_step=perhaps"], "must be true or false"),
         (["--config=base", "--config.steps=0"], "config.steps is 0: must be at least 1"),
         (["--config=base", "--config.optim.lr=nan"], "config.optim.lr is nan: must be at least 0"),
         (["--config=base", "--config.data.eval_share=0.7"], "must be at most 0.5"),
@@ -59,12 +59,12 @@ def test_a_mistake_is_one_clear_line(argv, message):
 
 def test_a_config_may_be_a_file_anywhere(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("from configs.base import Config\n\ndef get_config():\n    return Config(steps=3)\n")
+    file.write_text("from mlingo_jax.settings import Config\n\ndef get_config():\n    return Config(steps=3)\n")
     assert load_config(str(file)).steps == 3
     file.write_text("def get_config():\n    return {}\n")
     with pytest.raises(UserError, match="no get_config"):
         load_config(str(file))
-    file.write_text("from configs.base import Config\n\ndef get_config():\n    return Config(steps='many')\n")
+    file.write_text("from mlingo_jax.settings import Config\n\ndef get_config():\n    return Config(steps='many')\n")
     with pytest.raises(UserError, match=r"config\.steps is 'many': must be a whole number"):
         read_config([f"--config={file}"])
 
@@ -86,10 +86,12 @@ def test_two_configs_share_nothing():
 
 
 def test_the_door_helps_and_refuses(tmp_path):
-    door = [sys.executable, "-m", "mlingo_jax.train"]
-    helped = subprocess.run([*door, "--help"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "mlingo_jax.train"]
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
     assert helped.returncode == 0
     assert "--config.optim.lr=" in helped.stdout
-    refused = subprocess.run([*door, "--config=base", "--config.stepps=1"], capture_output=True, text=True, check=False)
+    refused = subprocess.run(
+        [*command, "--config=base", "--config.stepps=1"], capture_output=True, text=True, check=False
+    )
     assert refused.returncode == 1
     assert refused.stderr == "error: --config.stepps: config base has no such field; did you mean steps?\n"

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conversion import to_jax, to_pytorch
-from conversion.folders import carry, new_target
 from mlingo_jax.errors import UserError
+from mlingo_jax.weights.folders import carry, new_target
 from tests.tiny import tiny_llama, tiny_mert
 
 
@@ -154,7 +154,7 @@ def test_a_full_disk(mert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
-        "from conversion.to_jax import main; from mlingo_jax.doors import run_door; run_door(main)"
+        "from conversion.to_jax import main; from mlingo_jax.cli import run_cli; run_cli(main)"
     )
     process = subprocess.run(
         [sys.executable, "-c", code, str(mert), str(tmp_path / "out")],

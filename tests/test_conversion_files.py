@@ -15,10 +15,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conversion.checkpoints import read_checkpoint, read_json, write_checkpoint
-from conversion.tensors import Tensor, Tensors, read_safetensors, write_safetensors
-from conversion.torch_files import read_torch, write_torch
 from mlingo_jax.errors import UserError
+from mlingo_jax.weights.checkpoints import read_checkpoint, read_json, write_checkpoint
+from mlingo_jax.weights.tensors import Tensor, Tensors, read_safetensors, write_safetensors
+from mlingo_jax.weights.torch_files import read_torch, write_torch
 
 torch = pytest.importorskip("torch")
 

@@ -11,10 +11,10 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conversion.keymap import Parameter, Rule, check, entries, parameters, to_flax, to_torch
-from conversion.tensors import DTYPES, Tensor
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.layers import Projection
+from mlingo_jax.weights.keymap import Parameter, Rule, check, entries, parameters, to_flax, to_torch
+from mlingo_jax.weights.tensors import DTYPES, Tensor
 
 
 @dataclasses.dataclass(frozen=True)

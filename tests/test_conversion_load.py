@@ -15,12 +15,12 @@ from flax import nnx
 from huggingface_hub import constants
 
 from conversion import to_jax
-from conversion.checkpoints import read_checkpoint
-from conversion.checksum import weights_checksum
-from conversion.load import load_adapter, load_tower
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
+from mlingo_jax.weights.checkpoints import read_checkpoint
+from mlingo_jax.weights.checksum import weights_checksum
+from mlingo_jax.weights.load import load_adapter, load_tower
 from tests.tiny import tiny_llama, tiny_mert
 
 
@@ -100,8 +100,8 @@ def test_a_checksum_is_that_of_the_stack():
 ON_A_MESH = """
     import sys
     import jax, numpy as np
-    from conversion.load import load_tower
-    from conversion.checksum import weights_checksum
+    from mlingo_jax.weights.load import load_tower
+    from mlingo_jax.weights.checksum import weights_checksum
 
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     for kind, folder in zip(("mert", "llama"), sys.argv[1:], strict=True):

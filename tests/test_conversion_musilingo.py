@@ -14,12 +14,12 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from conversion import released, to_jax, to_pytorch
-from conversion.checkpoints import read_checkpoint
-from conversion.load import load_adapter, load_tower
-from conversion.tensors import Tensors
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import Mert, MertConfig
-from mlingo_jax.training.checkpoint import Checkpoints, Saved
+from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState
+from mlingo_jax.weights.checkpoints import read_checkpoint
+from mlingo_jax.weights.load import load_adapter, load_tower
+from mlingo_jax.weights.tensors import Tensors
 from tests.tiny import LLAMA, MERT, tiny_llama, tiny_mert
 
 torch = pytest.importorskip("torch")
@@ -163,7 +163,7 @@ def test_every_part_of_a_musilingo_loads_from_the_whole(towers: Path, tmp_path: 
             == (load_tower(towers / "mert", kind="mert", dtype="float32").identity["weights"])
         )
         # float16 in the shards, so not the towers' own.
-        assert load_tower(whole, kind="llama", dtype="float32").config.width == 32
+        assert load_tower(whole, kind="llama", dtype="float32").config.embed_dim == 32
         np.testing.assert_array_equal(load_adapter(whole)["projection"]["kernel"], ADAPTER["llama_proj.weight"].T)
 
 
@@ -291,7 +291,9 @@ def save_run(workdir: Path, more: Mapping[str, np.ndarray]) -> None:
     kernel, bias = ADAPTER["llama_proj.weight"].T.copy(), ADAPTER["llama_proj.bias"]
     adapter = {"projection": {"kernel": kernel, "bias": bias}, **more}
     with Checkpoints(workdir, keep=1, best=0, losses={}) as checkpoints:
-        checkpoints.save(Saved(step=7 + len(more), adapter=adapter, optimizer={"count": np.zeros(())}, data={}), {})
+        checkpoints.save(
+            CheckpointState(step=7 + len(more), adapter=adapter, optimizer={"count": np.zeros(())}, data={}), {}
+        )
 
 
 def test_run_to_pytorch(run: Path, towers: Path, tmp_path: Path):
@@ -321,9 +323,9 @@ def test_run_to_jax(run: Path, tmp_path: Path):
 
 
 def test_learned_state_weights_have_no_place_in_the_original(run: Path, tmp_path: Path):
-    save_run(run, {"state_logits": np.arange(3, dtype=np.float32)})
+    save_run(run, {"layer_weights": np.arange(3, dtype=np.float32)})
     to_jax.convert(run, tmp_path / "adapter")
-    np.testing.assert_array_equal(load_adapter(tmp_path / "adapter")["state_logits"], np.arange(3))
+    np.testing.assert_array_equal(load_adapter(tmp_path / "adapter")["layer_weights"], np.arange(3))
     for target in ("adapter.pth", "musilingo"):
         with pytest.raises(UserError, match="learned a weight for each of the encoder's hidden states"):
             to_pytorch.convert(run, tmp_path / target)

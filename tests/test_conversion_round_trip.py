@@ -9,10 +9,10 @@ import pytest
 import transformers
 
 from conversion import to_jax, to_pytorch
-from conversion.checkpoints import read_checkpoint
-from conversion.folders import RECORD
-from conversion.tensors import Tensors
 from mlingo_jax.errors import UserError
+from mlingo_jax.weights.checkpoints import read_checkpoint
+from mlingo_jax.weights.folders import RECORD
+from mlingo_jax.weights.tensors import Tensors
 
 torch = pytest.importorskip("torch")
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs.base import MeshConfig
 from mlingo_jax.planning.costs import Costs, compile_costs, out_of_memory, sent_bytes
 from mlingo_jax.planning.flops import operations
 from mlingo_jax.planning.machines import KINDS, Kind
@@ -14,6 +13,7 @@ from mlingo_jax.planning.program import Collective
 from mlingo_jax.planning.published import encoder_sizes, language_model_sizes
 from mlingo_jax.planning.roofline import Roofline, besides, formula, roofline
 from mlingo_jax.planning.shapes import Shapes, trace_train_step
+from mlingo_jax.settings import MeshConfig
 from mlingo_jax.training.config import load_config
 from mlingo_jax.training.sharding import make_mesh
 
@@ -46,17 +46,17 @@ def test_the_roofline_is_the_slowest_of_three():
     assert (limit.seconds, limit.bound) == (2.4, "links")
 
 
-def paper(hear: bool) -> Shapes:
+def paper(encode: bool) -> Shapes:
     config = load_config("pretrain")
-    config.data.hear_in_step, config.data.crop_seconds = hear, 30.0
+    config.data.encode_in_step, config.data.crop_seconds = encode, 30.0
     encoder, llm = encoder_sizes(config.mert.path).config, language_model_sizes(config.llm.path).config
     return Shapes(config, encoder, llm, seconds=30.0)
 
 
-@pytest.mark.parametrize("hear", [False, True])
-def test_the_formula_and_what_it_leaves_out_make_up_the_step(hear: bool):
-    shapes, tokens = paper(hear), 32 * 48
-    floor = (2 * 315_428_992 * 32 * 2249 if hear else 0) + 4 * 6_738_423_808 * tokens
+@pytest.mark.parametrize("encode", [False, True])
+def test_the_formula_and_what_it_leaves_out_make_up_the_step(encode: bool):
+    shapes, tokens = paper(encode), 32 * 48
+    floor = (2 * 315_428_992 * 32 * 2249 if encode else 0) + 4 * 6_738_423_808 * tokens
     assert formula(shapes) == floor
     traced = trace_train_step(shapes, make_mesh(MeshConfig(), jax.devices()[:1]))
     # Less is counted: embeddings are looked up, and a layer's last product is not needed again.

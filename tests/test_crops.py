@@ -11,10 +11,10 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.base import Config
-from mlingo_jax.data.crops import Crops
-from mlingo_jax.data.features import FeatureCache
 from mlingo_jax.errors import UserError
+from mlingo_jax.features.cache import FeatureCache
+from mlingo_jax.features.crops import Crops
+from mlingo_jax.settings import Config
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
 from tests.tiny import tiny_llama, tiny_mert
@@ -66,7 +66,7 @@ def settings(folder: Path, name: str, **data: Any) -> Config:
     config.workdir = str(folder / name)
     config.mert.path, config.llm.path = str(folder / "mert"), str(folder / "llm")
     config.mert.dtype = config.llm.dtype = "float32"
-    config.mert.window = 20
+    config.mert.frames_per_token = 20
     config.steps, config.batch_size, config.accumulate = 8, 4, 1
     config.optim.lr, config.optim.warmup_steps = 0.02, 0
     config.data.manifest = str(folder / "music.jsonl")
@@ -82,12 +82,12 @@ def losses(config: Config) -> list[float]:
 def test_training_from_the_cache_is_training_from_audio(folder):
     """On crops of the longer clips, and the whole of the shorter ones."""
     crops = {"crops": 3, "crop_seconds": 1.0}
-    cached, heard = settings(folder, "cached", **crops), settings(folder, "heard", **crops, hear_in_step=True)
+    cached, encoded = settings(folder, "cached", **crops), settings(folder, "encoded", **crops, encode_in_step=True)
     train(cached)
-    train(heard)
+    train(encoded)
     assert len(losses(cached)) == 9
-    assert losses(cached) == pytest.approx(losses(heard), rel=1e-5)
-    assert not (Path(heard.workdir) / "features").exists()
+    assert losses(cached) == pytest.approx(losses(encoded), rel=1e-5)
+    assert not (Path(encoded.workdir) / "features").exists()
 
 
 def test_a_cache_of_other_crops_is_refused(folder):

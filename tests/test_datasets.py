@@ -8,15 +8,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from mlingo_jax.data.annotations import CAPTION_QUESTION
 from mlingo_jax.data.audio import AudioSettings, decode_audio, read_audio
-from mlingo_jax.data.datasets.annotations import CAPTION_QUESTION
-from mlingo_jax.data.datasets.lp_music_caps import CAPTIONS, LPMusicCaps
-from mlingo_jax.data.datasets.manifest import Manifest
-from mlingo_jax.data.datasets.music_caps import MusicCaps
-from mlingo_jax.data.datasets.music_instruct import MusicInstruct
-from mlingo_jax.data.datasets.music_qa import MusicQA
-from mlingo_jax.data.datasets.prepared import Prepared
-from mlingo_jax.data.datasets.song_describer import SongDescriber
+from mlingo_jax.data.prepared import Prepared
+from mlingo_jax.datasets.lp_music_caps import CAPTIONS, LPMusicCaps
+from mlingo_jax.datasets.manifest import Manifest
+from mlingo_jax.datasets.music_caps import MusicCaps
+from mlingo_jax.datasets.music_instruct import MusicInstruct
+from mlingo_jax.datasets.music_qa import MusicQA
+from mlingo_jax.datasets.song_describer import SongDescriber
 from mlingo_jax.errors import UserError
 from tests.collections_of_music import (
     MUSIC_CAPS,
@@ -55,8 +55,8 @@ def test_music_caps(tmp_path):
         assert stored.audio == (audio / f"{clip}.wav").read_bytes()
         assert (stored.seconds, stored.rate) == (10.0, 8000)
         settings = AudioSettings(24000, normalize=True)
-        heard = decode_audio(stored.audio, clip, settings)
-        assert (heard == read_audio(audio / f"{clip}.wav", settings)).all()
+        encoded = decode_audio(stored.audio, clip, settings)
+        assert (encoded == read_audio(audio / f"{clip}.wav", settings)).all()
     assert sorted(clip for clip, _, _ in prepared.clips.lengths()) == sorted(str(row["ytid"]) for row in MUSIC_CAPS)
     assert "tensorflow" not in sys.modules
 
@@ -124,7 +124,7 @@ def test_music_qa(tmp_path):
     write_json(folder / "PretrainMusicQA.json", [music_qa_question("-0Gj8-vB1q4.wav", "Describe the audio", "A bell.")])
     write_json(
         folder / "FinetuneMusicQA.json",
-        [music_qa_question("f_1-117-146.mp3", "What do you hear in the audio", "Lutes.")],
+        [music_qa_question("f_1-117-146.mp3", "What do you encode in the audio", "Lutes.")],
     )
     evaluation = [
         music_qa_question("012542.wav", q, a) for q, a in [("Describe the audio", "Post-rock."), ("Genre?", "Röck…")]
@@ -136,7 +136,7 @@ def test_music_qa(tmp_path):
     prepared = Prepared(tmp_path / "data", "music_qa")
     assert prepared.splits == {"eval": 2, "finetune": 1, "pretrain": 1}
     assert texts(prepared, "eval")[1] == ("012542", "Genre?", "Röck…", "music_qa")
-    assert texts(prepared, "finetune") == [("f_1-117-146", "What do you hear in the audio", "Lutes.", "music_qa")]
+    assert texts(prepared, "finetune") == [("f_1-117-146", "What do you encode in the audio", "Lutes.", "music_qa")]
 
 
 LP = {

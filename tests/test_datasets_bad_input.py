@@ -12,15 +12,15 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlingo_jax.data.datasets.annotations import items, read_csv, read_json, read_jsonl
-from mlingo_jax.data.datasets.check import Task, check
-from mlingo_jax.data.datasets.lookup import AudioFolders, stem
-from mlingo_jax.data.datasets.lp_music_caps import LPMusicCaps
-from mlingo_jax.data.datasets.manifest import Manifest
-from mlingo_jax.data.datasets.music_caps import MusicCaps
-from mlingo_jax.data.datasets.music_instruct import MusicInstruct
-from mlingo_jax.data.datasets.music_qa import MusicQA
-from mlingo_jax.data.datasets.song_describer import SongDescriber
+from mlingo_jax.data.annotations import items, read_csv, read_json, read_jsonl
+from mlingo_jax.data.lookup import AudioFolders, stem
+from mlingo_jax.datasets.check import Task, check
+from mlingo_jax.datasets.lp_music_caps import LPMusicCaps
+from mlingo_jax.datasets.manifest import Manifest
+from mlingo_jax.datasets.music_caps import MusicCaps
+from mlingo_jax.datasets.music_instruct import MusicInstruct
+from mlingo_jax.datasets.music_qa import MusicQA
+from mlingo_jax.datasets.song_describer import SongDescriber
 from mlingo_jax.errors import UserError
 from tests.collections_of_music import MUSIC_CAPS, built, music_caps, tone, tones, write_csv, write_json, write_jsonl
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlingo_jax.data.datasets import clips
-from mlingo_jax.data.datasets.music_caps import MusicCaps
-from mlingo_jax.data.datasets.prepared import Prepared
+from mlingo_jax.data.prepared import Prepared
+from mlingo_jax.datasets import clips
+from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.errors import UserError
 from tests.collections_of_music import MUSIC_CAPS, built, tone, tones, write_csv
 from tests.full_disk import full_disk
@@ -34,8 +34,8 @@ def collection(folder: Path, *, missing: int = 2) -> tuple[Path, Path]:
 
 def contents(data_dir: Path) -> dict[str, bytes]:
     """Every file of the prepared datasets."""
-    places = [data_dir / "clips", data_dir / "music_caps"]
-    files = [path for place in places for path in sorted(place.rglob("*")) if path.is_file()]
+    positions = [data_dir / "clips", data_dir / "music_caps"]
+    files = [path for place in positions for path in sorted(place.rglob("*")) if path.is_file()]
     return {str(path.relative_to(data_dir)): path.read_bytes() for path in files}
 
 
@@ -102,7 +102,7 @@ def test_a_build_that_cannot_replace_leaves_what_was_there(tmp_path):
 
 def test_ids_of_one_hash_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(clips, "clip_hash", lambda clip: 7)
-    monkeypatch.setattr("mlingo_jax.data.datasets.prepared.clip_hash", lambda clip: 7)
+    monkeypatch.setattr("mlingo_jax.data.prepared.clip_hash", lambda clip: 7)
     annotations, audio = collection(tmp_path)
     built(MusicCaps, annotations, audio, tmp_path / "data")
     stored = Prepared(tmp_path / "data", "music_caps").clips
@@ -126,8 +126,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 
-from mlingo_jax.data.datasets import build, check, clips
-from mlingo_jax.data.datasets.music_caps import MusicCaps
+from mlingo_jax.datasets import build, check, clips
+from mlingo_jax.datasets.music_caps import MusicCaps
 from tests.collections_of_music import built
 
 module, name, count = {"check": (clips, "check"), "rename": (os, "rename"), "replace": (os, "replace")}[sys.argv[1]] + (
@@ -169,8 +169,8 @@ MORTAL = """
 import os, signal, sys, threading
 from pathlib import Path
 
-from mlingo_jax.data.datasets import clips
-from mlingo_jax.data.datasets.music_caps import MusicCaps
+from mlingo_jax.datasets import clips
+from mlingo_jax.datasets.music_caps import MusicCaps
 from tests.collections_of_music import built
 
 clips.SHARD_CLIPS = 3

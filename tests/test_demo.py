@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from configs.base import Config
 from configs.demo import DemoConfig, get_config
 from mlingo_jax import demo
 from mlingo_jax.data.manifest import read_manifest
@@ -22,6 +21,7 @@ from mlingo_jax.demo.music import ATTRIBUTES, REGISTERS, SCALES, TEMPOS, Piece, 
 from mlingo_jax.demo.report import grade
 from mlingo_jax.demo.synthesis import INSTRUMENTS, SAMPLE_RATE, frequency, recorded_note
 from mlingo_jax.demo.texts import ANSWERS, CAPTION, CAPTIONS, QUESTIONS, ask, named, tell
+from mlingo_jax.settings import Config
 from mlingo_jax.training.loop import train
 
 SMALL = {"seconds": 3.0, "train_takes": 1, "held_out_takes": 1, "instruments": 2}
@@ -138,7 +138,7 @@ def test_every_template_names_its_value_and_no_other():
 
 
 def test_grades():
-    grades = grade("mode", ["It is in major."] * 3 + ["I hear nothing."], ["major", "major", "minor", "minor"])
+    grades = grade("mode", ["It is in major."] * 3 + ["I encode nothing."], ["major", "major", "minor", "minor"])
     assert grades == {"accuracy": 0.5, "shuffled": 0.375, "chance": 0.5}
 
 
@@ -155,9 +155,9 @@ def test_the_tokenizer_has_the_words_whole_and_comes_back_as_it_was(tmp_path: Pa
 
 def test_whitening_makes_what_is_heard_uncorrelated():
     rng = np.random.default_rng(0)
-    heard = rng.standard_normal((200, 6)) @ rng.standard_normal((6, 6)) * [9, 5, 3, 2, 1, 1] + 4
-    kernel, bias = whitening(heard.astype(np.float32), 4)
-    white = heard @ kernel + bias
+    encoded = rng.standard_normal((200, 6)) @ rng.standard_normal((6, 6)) * [9, 5, 3, 2, 1, 1] + 4
+    kernel, bias = whitening(encoded.astype(np.float32), 4)
+    white = encoded @ kernel + bias
     covariance = np.cov(white.T, bias=True)
     # float32 kernels: correlations to 1e-4.
     assert np.abs(white.mean(0)).max() < 1e-4

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from configs.base import Config
-from mlingo_jax.data.datasets.music_caps import MusicCaps
 from mlingo_jax.data.mixture import parse_wanted
+from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.errors import UserError
+from mlingo_jax.settings import Config
 from mlingo_jax.training.config import config_names, load_config, to_json
 from mlingo_jax.training.dry_run import dry_run
-from mlingo_jax.training.missing import require_all
+from mlingo_jax.training.preflight import require_all
 from tests.collections_of_music import MUSIC_CAPS, built, prepare_all, tones, write_csv, write_jsonl
 from tests.tiny import tiny_llama, tiny_mert
 
@@ -129,7 +129,7 @@ def test_a_clip_that_is_gone_is_no_accident(folder, tmp_path):
     built(MusicCaps, write_csv(tmp_path / "caps.csv", rows), audio, tmp_path / "data")
     config = settled("finetune_mi_short", folder)
     config.data.data_dir = str(tmp_path / "data")
-    assert "its clip cannot be heard" in dry_run(config)
+    assert "its clip cannot be read" in dry_run(config)
 
 
 def test_what_is_not_named_is_asked_for(folder):

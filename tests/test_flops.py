@@ -45,7 +45,7 @@ def test_convolutions():
     convolve = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
         x, k, (2,), "VALID", dimension_numbers=("NTC", "TIO", "NTC"), feature_group_count=3
     )
-    # 2 rows, 5 places, 9 channels; each sums 3 taps of a group's 2 channels.
+    # 2 rows, 5 positions, 9 channels; each sums 3 taps of a group's 2 channels.
     assert operations(jax.make_jaxpr(convolve)(x, kernel)) == 2 * 2 * 5 * 9 * 3 * 2
 
 

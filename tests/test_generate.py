@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from conversion.keymap import entries, parameters
-from conversion.llama import RULES
 from mlingo_jax.errors import UserError
 from mlingo_jax.inference.beam import beam_search
 from mlingo_jax.inference.decode import decode, prefill
@@ -21,6 +19,8 @@ from mlingo_jax.inference.sampling import row_keys
 from mlingo_jax.inference.stopping import ENDED_BY_EOS, StopRule, stop_rule
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
+from mlingo_jax.weights.keymap import entries, parameters
+from mlingo_jax.weights.llama import RULES
 from tests.tiny import tiny_tokenizer
 
 CONFIG = {
@@ -119,8 +119,8 @@ def next_token_log_probs(llm: Llama, prompts: list[np.ndarray], answers: list[tu
         embeddings[i, : len(row)], segments[i, : len(row)] = row, 1
     positions = jnp.broadcast_to(jnp.arange(PLACES + TOKENS), segments.shape)
     log_probs = jax.nn.log_softmax(llm.logits(llm(jnp.asarray(embeddings), positions, jnp.int32(segments))))
-    places = [slice(len(p) - 1, len(p) - 1 + len(a)) for p, a in zip(prompts, answers, strict=True)]
-    return [np.asarray(row[place]) for row, place in zip(log_probs, places, strict=True)]
+    positions = [slice(len(p) - 1, len(p) - 1 + len(a)) for p, a in zip(prompts, answers, strict=True)]
+    return [np.asarray(row[place]) for row, place in zip(log_probs, positions, strict=True)]
 
 
 def test_greedy_decoding_takes_the_most_probable_token_of_the_whole_pass(llm, prompts, greedy):

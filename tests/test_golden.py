@@ -1,4 +1,4 @@
-"""The original's numbers: what PyTorch MusiLingo computes with two small models must come out here as well.
+"""The reference implementation's numbers: what PyTorch MusiLingo computes with two small models must come out here as well.
 
 Relative errors are taken against the largest magnitude of the expected array, in float32.
 """
@@ -13,10 +13,10 @@ import pytest
 from flax import nnx
 
 import mlingo_jax
-from configs.base import OptimConfig
 from mlingo_jax.data.prompt import STAGE_1, PromptSettings, collate
 from mlingo_jax.inference.generate import Options
 from mlingo_jax.models.musilingo import answer_loss
+from mlingo_jax.settings import OptimConfig
 from mlingo_jax.training.optim import adamw
 
 TOLERANCE = 1e-4

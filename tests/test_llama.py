@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array
 
-from mlingo_jax.models.llama import KVCache, Llama, visible
+from mlingo_jax.models.llama import KVCache, Llama, attention_mask
 from mlingo_jax.models.llama_config import LinearScaling, Llama3Scaling, LlamaConfig
 
 LENGTH = 12
 TINY = LlamaConfig(
-    vocabulary=64,
-    width=24,
-    inner=40,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_width=8,
+    vocab_size=64,
+    embed_dim=24,
+    mlp_dim=40,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
     eps=1e-5,
     activation="silu",
     # With these, of the four waves one is kept, one blended, two are slowed.
@@ -60,7 +60,7 @@ def extend(tokens: Array, positions: Array, segments: Array, cache: Any, start: 
 
 
 def some_tokens(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, TINY.vocabulary, shape)
+    return np.random.default_rng(seed).integers(0, TINY.vocab_size, shape)
 
 
 def packed(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +83,7 @@ def test_mask_of_the_docstring() -> None:
         [0, 0, 0, 1, 1, 0],
         [0, 0, 0, 0, 0, 0],
     ]
-    assert (visible(positions, segments, positions, segments, 2)[0] == jnp.array(expected, bool)).all()
+    assert (attention_mask(positions, segments, positions, segments, 2)[0] == jnp.array(expected, bool)).all()
 
 
 @given(packings, st.integers(1, LENGTH + 1))
@@ -91,7 +91,7 @@ def test_mask_of_the_docstring() -> None:
 def test_mask_is_its_definition(lengths: list[int], window: int) -> None:
     positions, segments = packed(lengths)
     positions, segments = jnp.asarray(positions), jnp.asarray(segments)
-    mask = np.asarray(visible(positions, segments, positions, segments, window))[0]
+    mask = np.asarray(attention_mask(positions, segments, positions, segments, window))[0]
     for query in range(LENGTH):
         for key in range(LENGTH):
             together = segments[0, query] == segments[0, key] > 0
@@ -120,7 +120,7 @@ def test_padding_is_finite_and_has_a_finite_gradient() -> None:
         hidden = nnx.merge(GRAPHDEF, PARAMS)(embeddings, jnp.asarray(positions), jnp.asarray(segments))
         return jnp.square(hidden[:, :5]).sum() + 0.0 * hidden.sum()
 
-    value, gradient = jax.value_and_grad(loss)(jnp.ones((1, LENGTH, TINY.width)))
+    value, gradient = jax.value_and_grad(loss)(jnp.ones((1, LENGTH, TINY.embed_dim)))
     assert jnp.isfinite(value)
     assert jnp.isfinite(gradient).all()
     assert (gradient[:, 5:] == 0).all()
@@ -145,9 +145,9 @@ def test_prompts_of_several_lengths_go_on_from_the_same_slot() -> None:
     tokens, lengths, slots = some_tokens(2, LENGTH), np.array([3, 7]), 8
     for left in (False, True):
         cache = nnx.merge(GRAPHDEF, PARAMS).init_cache(2, slots + 2, jnp.float32)
-        places = np.arange(slots) - left * (slots - lengths)[:, None]
-        segments = ((places >= 0) & (places < lengths[:, None])).astype(int)
-        positions = np.where(segments, places, 0)
+        positions = np.arange(slots) - left * (slots - lengths)[:, None]
+        segments = ((positions >= 0) & (positions < lengths[:, None])).astype(int)
+        positions = np.where(segments, positions, 0)
         hidden, cache = extend(np.take_along_axis(tokens, positions, 1), positions, segments, cache, 0)
         for step in range(2):
             positions = (lengths + step)[:, None]
@@ -187,7 +187,7 @@ def test_remat_changes_no_gradient(remat: str) -> None:
         model = nnx.merge(GRAPHDEF, PARAMS)
         return jax.grad(lambda x: jnp.square(model(x, positions, segments, remat=remat)[:, 3]).sum())(embeddings)
 
-    embeddings = jax.random.normal(jax.random.key(0), (1, LENGTH, TINY.width))
+    embeddings = jax.random.normal(jax.random.key(0), (1, LENGTH, TINY.embed_dim))
     np.testing.assert_allclose(gradient(embeddings, remat), gradient(embeddings, "none"), rtol=1e-5, atol=1e-5)
 
 
@@ -199,10 +199,10 @@ def test_the_backward_pass_is_left_no_copy_of_the_weights(remat: str) -> None:
     def loss(embeddings: Array) -> Array:
         return nnx.merge(GRAPHDEF, PARAMS)(embeddings, positions, segments, remat=remat).sum()
 
-    jaxpr = jax.make_jaxpr(jax.grad(loss))(jnp.zeros((1, LENGTH, TINY.width)))
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(jnp.zeros((1, LENGTH, TINY.embed_dim)))
     kept = {out.aval.shape for e in jaxpr.eqns if e.primitive.name == "scan" for out in e.outvars}
     matrices = {leaf.shape for leaf in jax.tree.leaves(PARAMS["layers"]) if leaf.ndim > 2}
-    assert (TINY.layers, 1, LENGTH, TINY.width) in kept
+    assert (TINY.num_layers, 1, LENGTH, TINY.embed_dim) in kept
     assert not kept & matrices
 
 
@@ -226,8 +226,8 @@ PERTURBED: dict[str, dict[str, Any]] = {
     "inner": {"inner": 41},
     "layers": {"layers": 3, "windows": (None, 5, None)},
     "heads": {"heads": 6},
-    "kv_heads": {"kv_heads": 1},
-    "head_width": {"head_width": 10},
+    "num_kv_heads": {"num_kv_heads": 1},
+    "head_dim": {"head_dim": 10},
     "eps": {"eps": 1e-2},
     "activation": {"activation": "gelu"},
     "rope_theta": {"rope_theta": 50.0},

@@ -110,13 +110,13 @@ def read(values: dict[str, Any]) -> LlamaConfig:
 
 def test_vicuna_v0() -> None:
     assert read(VICUNA_V0) == LlamaConfig(
-        vocabulary=32001,
-        width=4096,
-        inner=11008,
-        layers=32,
-        heads=32,
-        kv_heads=32,
-        head_width=128,
+        vocab_size=32001,
+        embed_dim=4096,
+        mlp_dim=11008,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
         eps=1e-6,
         activation="silu",
         rope_theta=10_000.0,
@@ -133,7 +133,7 @@ def test_vicuna_v0() -> None:
 def test_llama_3_2() -> None:
     config = read(LLAMA_32_1B)
     assert (config.rope_theta, config.rope_scaling) == (500_000.0, Llama3Scaling(32.0, 1.0, 4.0, 8192))
-    assert (config.heads, config.kv_heads, config.head_width, config.tied) == (32, 8, 64, True)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim, config.tied) == (32, 8, 64, True)
 
 
 def test_families() -> None:
@@ -141,7 +141,7 @@ def test_families() -> None:
     assert [c.windows for c in (mistral, qwen2, qwen3)] == [(4096, 4096), (None, 16, 16), (None, None, None)]
     assert [(c.qkv_bias, c.out_bias) for c in (mistral, qwen2, qwen3)] == [(False, False), (True, False), (True, True)]
     assert [c.qk_norm for c in (mistral, qwen2, qwen3)] == [False, False, True]
-    assert [c.head_width for c in (mistral, qwen2, qwen3)] == [16, 16, 32]
+    assert [c.head_dim for c in (mistral, qwen2, qwen3)] == [16, 16, 32]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import transformers
 from flax import nnx
 from jax import Array
 
-from conversion.load import load_tower
 from mlingo_jax.models.attention import attend
-from mlingo_jax.models.llama import NO_WINDOW, KVCache, Layers, Llama, rope_frequencies, rotation, visible
+from mlingo_jax.models.llama import NO_WINDOW, KVCache, Layers, Llama, attention_mask, rope_angles, rope_frequencies
 from mlingo_jax.models.llama_config import LlamaConfig
+from mlingo_jax.weights.load import load_tower
 
 torch = pytest.importorskip("torch")
 
@@ -144,12 +144,12 @@ def test_mlp(pair: Pair) -> None:
 
 
 def test_each_layer(pair: Pair) -> None:
-    turn = rotation(pair.config, POSITIONS)
+    angles = rope_angles(pair.config, POSITIONS)
     # The last of transformers' hidden states is already normed.
-    for index in range(pair.config.layers - 1):
+    for index in range(pair.config.num_layers - 1):
         layer, x = pair.layer(index), jnp.asarray(pair.hidden[index])
         window = pair.config.windows[index] or NO_WINDOW
-        attended = attend(*layer.project(x, turn), visible(POSITIONS, SEGMENTS, POSITIONS, SEGMENTS, window))
+        attended = attend(*layer.project(x, angles), attention_mask(POSITIONS, SEGMENTS, POSITIONS, SEGMENTS, window))
         assert_equal(layer.finish(x, attended), pair.hidden[index + 1])
 
 
@@ -171,9 +171,9 @@ def test_reads_its_own_past(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 3.0}, LLAMA3_ROPE])
-@pytest.mark.parametrize(("theta", "head_width"), [(10_000.0, 128), (500_000.0, 64), (1_000_000.0, 80)])
-def test_rope_frequencies(theta: float, head_width: int, scaling: dict[str, Any] | None) -> None:
-    values = {**TINY, "model_type": "llama", "head_dim": head_width, "rope_theta": theta, "hidden_act": "silu"}
+@pytest.mark.parametrize(("theta", "head_dim"), [(10_000.0, 128), (500_000.0, 64), (1_000_000.0, 80)])
+def test_rope_frequencies(theta: float, head_dim: int, scaling: dict[str, Any] | None) -> None:
+    values = {**TINY, "model_type": "llama", "head_dim": head_dim, "rope_theta": theta, "hidden_act": "silu"}
     values |= {"rope_scaling": scaling} if scaling else {}
     theirs = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(transformers.LlamaConfig(**values))
     ours = rope_frequencies(LlamaConfig.from_json(values, "config.json"))

@@ -89,7 +89,7 @@ def test_conversations_and_tables_are_manifests_too(tmp_path):
 
 def test_heard_clips_need_no_audio(tmp_path):
     path = write_manifest(tmp_path, line(audio="gone.wav"), line())
-    assert len(read_manifest(path, heard={"gone.wav"})) == 2
+    assert len(read_manifest(path, encoded={"gone.wav"})) == 2
 
 
 def outcome(path: Path) -> list[Example] | UserError:

@@ -57,7 +57,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-@partial(jax.jit, static_argnames=("static", "method", "window", "keep_states"))
+@partial(jax.jit, static_argnames=("static", "method", "window", "per_layer"))
 def run(static: Any, state: Any, method: str, waveform: Array, lengths: Array, **options: Any) -> Array:
     return getattr(nnx.merge(static, state), method)(waveform, lengths, **options)
 
@@ -69,7 +69,7 @@ def call(model: Mert, method: str, waveform: np.ndarray, lengths: list[int] | No
 
 
 def features(model: Mert, waveform: np.ndarray, lengths: list[int] | None = None, **options: Any) -> Array:
-    return call(model, "features", waveform, lengths, window=WINDOW, **options)
+    return call(model, "features", waveform, lengths, frames_per_token=WINDOW, **options)
 
 
 def relative_error(found: Any, wanted: Any) -> float:
@@ -84,9 +84,9 @@ def test_a_padded_batch_gives_each_clip_what_it_gets_alone(conv_norm, pre_norm, 
     batch = np.full((len(clips), 720), np.nan, np.float32)
     for row, clip in zip(batch, clips, strict=True):
         row[: len(clip)] = clip
-    together = features(model, batch, lengths, keep_states=True)
+    together = features(model, batch, lengths, per_layer=True)
     for row, clip in zip(together, clips, strict=True):
-        alone = features(model, clip[None], keep_states=True)[0]
+        alone = features(model, clip[None], per_layer=True)[0]
         assert relative_error(row[:, : alone.shape[1]], alone) < 1e-5
         assert not row[:, alone.shape[1] :].any()
 
@@ -96,7 +96,7 @@ def test_a_row_too_short_for_one_frame_is_zero_and_leaves_the_others_alone():
     pair = features(model, noise(2, 300), [300, 5])
     assert relative_error(pair[0], features(model, noise(2, 300)[:1])[0]) < 1e-5
     assert not pair[1].any()
-    assert features(model, noise(1, 20)).shape == (1, 0, model.config.width)
+    assert features(model, noise(1, 20)).shape == (1, 0, model.config.embed_dim)
 
 
 @pytest.mark.parametrize("pre_norm", [True, False])
@@ -105,7 +105,7 @@ def test_features_are_the_mean_over_states_then_over_windows(pre_norm):
     waveform, lengths = noise(2, 600), [600, 440]
     states = np.asarray(call(model, "hidden_states", waveform, lengths))
     frames = model.config.frames(np.array(lengths))
-    assert states.shape == (model.config.states, 2, frames.max(), model.config.width)
+    assert states.shape == (model.config.states, 2, frames.max(), model.config.embed_dim)
     found = features(model, waveform, lengths)
     assert found.dtype == jnp.float32
     for row, count in enumerate(frames):
@@ -129,19 +129,21 @@ def test_one_compilation_serves_all_lengths_of_one_padded_shape():
     @jax.jit
     def run(state: Any, waveform: Array, lengths: Array) -> Array:
         traced.append(waveform.shape)
-        return nnx.merge(static, state).features(waveform, lengths, window=WINDOW)
+        return nnx.merge(static, state).features(waveform, lengths, frames_per_token=WINDOW)
 
     for lengths in ([600, 600], [31, 600], [0, 35]):
         run(state, jnp.asarray(noise(2, 600)), jnp.array(lengths)).block_until_ready()
     assert traced == [(2, 600)]
 
 
-@pytest.mark.parametrize("taps", [7, 8])
-def test_position_convolution_keeps_the_length_and_each_tap_has_its_gain(taps):
-    model = tiny(num_conv_pos_embeddings=taps)
+@pytest.mark.parametrize("kernel_size", [7, 8])
+def test_position_convolution_keeps_the_length_and_each_tap_has_its_gain(kernel_size):
+    model = tiny(num_conv_pos_embeddings=kernel_size)
     conv = model.position_conv
-    conv.gain.set_value(jnp.arange(1.0, taps + 1))
-    np.testing.assert_allclose(jnp.linalg.norm(conv.kernel().reshape(taps, -1), axis=1), range(1, taps + 1), rtol=1e-6)
+    conv.gain.set_value(jnp.arange(1.0, kernel_size + 1))
+    np.testing.assert_allclose(
+        jnp.linalg.norm(conv.kernel().reshape(kernel_size, -1), axis=1), range(1, kernel_size + 1), rtol=1e-6
+    )
     assert conv(jnp.ones((2, 5, 16))).shape == (2, 5, 16)
 
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import HubertConfig
 
-from conversion import released
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.planning import published
+from mlingo_jax.weights import released
 
 # What the files have besides what is published here.
 IDLE = {
@@ -124,5 +124,5 @@ def test_missing_attribute_is_named(name):
 
 def test_configurations_of_the_original(golden: Path):
     pre, post = (read(json.loads((golden / f / "mert" / "config.json").read_text())) for f in ("pre_ln", "post_ln"))
-    assert (pre.pre_norm, pre.states, pre.width) == (True, 5, 64)
-    assert (post.pre_norm, post.states, post.width) == (False, 4, 48)
+    assert (pre.pre_norm, pre.states, pre.embed_dim) == (True, 5, 64)
+    assert (post.pre_norm, post.states, post.embed_dim) == (False, 4, 48)

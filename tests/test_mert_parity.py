@@ -1,4 +1,4 @@
-"""The encoder against PyTorch: transformers' HubertModel with random weights, and the original's numbers."""
+"""The encoder against PyTorch: transformers' HubertModel with random weights, and the reference implementation's numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import soundfile
 from flax import nnx
 from jaxtyping import Array
 
-from conversion.load import Tower, load_tower
 from mlingo_jax.models.mert import Mert
+from mlingo_jax.weights.load import Tower, load_tower
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -29,7 +29,7 @@ BASE = {
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 4,
 }
-# feat_extract_norm, do_stable_layer_norm, conv_bias, taps, further changes.
+# feat_extract_norm, do_stable_layer_norm, conv_bias, kernel_size, further changes.
 KINDS = [
     ("group", True, False, 8, {}),
     ("group", False, False, 8, {}),
@@ -40,12 +40,12 @@ KINDS = [
 ]
 
 
-def random_hubert(norm: str, pre_norm: bool, conv_bias: bool, taps: int, changes: dict[str, Any]) -> Any:
+def random_hubert(norm: str, pre_norm: bool, conv_bias: bool, kernel_size: int, changes: dict[str, Any]) -> Any:
     values = {
         "feat_extract_norm": norm,
         "do_stable_layer_norm": pre_norm,
         "conv_bias": conv_bias,
-        "num_conv_pos_embeddings": taps,
+        "num_conv_pos_embeddings": kernel_size,
     }
     model = transformers.HubertModel(transformers.HubertConfig(**BASE | values | changes)).eval()
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +100,7 @@ def test_masked_frames_are_transformers(tmp_path):
     with torch.no_grad():
         wanted = reference(torch.from_numpy(waveform), mask_time_indices=torch.from_numpy(mask)).last_hidden_state
     states = model.features(
-        jnp.asarray(waveform), jnp.array([600]), window=1, keep_states=True, mask_time=jnp.asarray(mask)
+        jnp.asarray(waveform), jnp.array([600]), frames_per_token=1, per_layer=True, mask_time=jnp.asarray(mask)
     )
     assert relative_error(states[:, -1], wanted) < 1e-5
 
@@ -111,25 +111,25 @@ def original(request, golden: Path) -> tuple[Path, Mert]:
     return folder, loaded(load_tower(folder / "mert", kind="mert", dtype="float32"))
 
 
-def heard(folder: Path, clip: str) -> np.ndarray:
+def encoded(folder: Path, clip: str) -> np.ndarray:
     waveform, _ = soundfile.read(folder / "audio" / f"{clip}.wav", dtype="float32")
     return ((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7))[None]
 
 
 def test_hidden_states_of_the_original(original):
     folder, model = original
-    found = hidden_states(model, heard(folder, "bell_4s"))[:, 0]
+    found = hidden_states(model, encoded(folder, "bell_4s"))[:, 0]
     wanted = np.load(folder / "expected.npz")["bell_4s/hidden_states"]
     assert max(map(relative_error, found, wanted)) < 1e-5
 
 
 def test_music_features_of_the_original_all_clips_in_one_batch(original):
     folder, model = original
-    clips = {path.stem: heard(folder, path.stem)[0] for path in sorted((folder / "audio").iterdir())}
+    clips = {path.stem: encoded(folder, path.stem)[0] for path in sorted((folder / "audio").iterdir())}
     lengths = [len(clip) for clip in clips.values()]
     batch = np.stack([np.pad(clip, (0, max(lengths) - len(clip))) for clip in clips.values()])
     static, state = nnx.split(model)
-    run = jax.jit(lambda s, w, n: nnx.merge(static, s).features(w, n, window=325))
+    run = jax.jit(lambda s, w, n: nnx.merge(static, s).features(w, n, frames_per_token=325))
     found = run(state, jnp.asarray(batch), jnp.asarray(lengths))
     for row, name in zip(found, clips, strict=True):
         wanted = np.load(folder / "expected.npz")[f"{name}/layer_mean_pooled"]

@@ -48,14 +48,14 @@ def test_fsdp_gathers_one_layer_at_a_time_and_sends_no_activations(programs):
     item = programs["item"]
     found = of(programs, "1x8x1", "train")
     layers = [c for c in found if c.loops]
-    assert {(c.kind, c.devices, c.loops) for c in layers} == {("all-gather", 8, (LLAMA_CONFIG.layers,))}
+    assert {(c.kind, c.devices, c.loops) for c in layers} == {("all-gather", 8, (LLAMA_CONFIG.num_layers,))}
     # Once forward and once backward, one matrix after the other or, on a GPU, those of a layer together.
-    assert sent(layers) == 2 * item * LAYER * LLAMA_CONFIG.layers
+    assert sent(layers) == 2 * item * LAYER * LLAMA_CONFIG.num_layers
     assert max(c.bytes for c in layers) <= item * LAYER
     # Outside of the layers: the head once, the rows' tokens and their embeddings, the adapter's gradient.
-    head = item * LLAMA_CONFIG.vocabulary * LLAMA_CONFIG.width
+    head = item * LLAMA_CONFIG.vocab_size * LLAMA_CONFIG.embed_dim
     tokens = 4 * ROWS * PLACES
-    embeddings = item * PLACES * LLAMA_CONFIG.width * ROWS // 8
+    embeddings = item * PLACES * LLAMA_CONFIG.embed_dim * ROWS // 8
     expected = {"all-gather": head + tokens, "all-reduce": 4 * (ADAPTER + 2), "all-to-all": embeddings}
     rest = [c for c in found if not c.loops]
     assert {kind: sent([c for c in rest if c.kind == kind]) for kind in {c.kind for c in rest}} == expected
@@ -66,32 +66,32 @@ def test_on_all_axes_weights_are_gathered_over_fsdp_alone(programs):
     found = of(programs, "2x2x2", "train")
     gathers = [c for c in found if c.kind == "all-gather" and c.loops]
     assert {c.devices for c in gathers} == {2}
-    assert sent(gathers) == 2 * item * half * LLAMA_CONFIG.layers
+    assert sent(gathers) == 2 * item * half * LLAMA_CONFIG.num_layers
     assert max(c.bytes for c in gathers) <= item * half
     # What heads and inner width share out is summed again: the residual stream of a device's own rows.
-    stream = item * ROWS // 4 * PLACES * LLAMA_CONFIG.width
-    sums = [c for c in found if c.loops == (LLAMA_CONFIG.layers,) and c.kind == "all-reduce"]
+    stream = item * ROWS // 4 * PLACES * LLAMA_CONFIG.embed_dim
+    sums = [c for c in found if c.loops == (LLAMA_CONFIG.num_layers,) and c.kind == "all-reduce"]
     assert {c.bytes % stream for c in sums} == {0}
     assert {c.devices for c in sums} == {2}
 
 
 def test_hearing_moves_no_frames_over_data_and_fsdp(programs):
     item = programs["item"]
-    assert not of(programs, "8x1x1", "hear")
-    layers = [c for c in of(programs, "2x2x2", "hear") if c.loops]
+    assert not of(programs, "8x1x1", "encode")
+    layers = [c for c in of(programs, "2x2x2", "encode") if c.loops]
     weights = [c for c in layers if c.kind == "all-gather"]
-    kernels = 4 * MERT_CONFIG.width**2 + 2 * MERT_CONFIG.width * MERT_CONFIG.inner
-    assert sent(weights) == item * kernels * MERT_CONFIG.layers // 2
+    kernels = 4 * MERT_CONFIG.embed_dim**2 + 2 * MERT_CONFIG.embed_dim * MERT_CONFIG.mlp_dim
+    assert sent(weights) == item * kernels * MERT_CONFIG.num_layers // 2
     assert {(c.kind, c.devices) for c in layers if c.kind != "all-gather"} == {("all-reduce", 2)}
 
 
 def test_decoding_moves_no_weights(programs):
     found = of(programs, "2x2x2", "decode")
     # The smallest matrix on a device is a head's projection; a step's largest activation the logits.
-    matrix = programs["item"] * LLAMA_CONFIG.width * LLAMA_CONFIG.heads * LLAMA_CONFIG.head_width // 4
+    matrix = programs["item"] * LLAMA_CONFIG.embed_dim * LLAMA_CONFIG.num_heads * LLAMA_CONFIG.head_dim // 4
     assert max(c.bytes for c in found) < matrix / 4
     assert {c.kind for c in found} <= {"all-reduce", "reduce-scatter", "all-gather", "all-to-all"}
-    assert max(c.bytes for c in found if c.kind == "all-gather") <= 4 * ROWS * max(PLACES, LLAMA_CONFIG.width)
+    assert max(c.bytes for c in found if c.kind == "all-gather") <= 4 * ROWS * max(PLACES, LLAMA_CONFIG.embed_dim)
 
 
 def test_the_state_is_donated_and_the_towers_are_not(programs):

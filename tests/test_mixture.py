@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from mlingo_jax.data.audio import AudioSettings
-from mlingo_jax.data.datasets.manifest import Manifest
-from mlingo_jax.data.datasets.music_caps import MusicCaps
 from mlingo_jax.data.examples import Example
-from mlingo_jax.data.features import FeatureCache, Fingerprint
-from mlingo_jax.data.fill import hear
 from mlingo_jax.data.mixture import Mixture, Wanted, evenly, parse_wanted, read_mixture
-from mlingo_jax.data.pipeline import CachedMusic, HeardMusic, make_dataset
+from mlingo_jax.data.pipeline import CachedFeatures, OnlineAudio, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings
 from mlingo_jax.data.stored import duration
+from mlingo_jax.datasets.manifest import Manifest
+from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.errors import UserError
+from mlingo_jax.features.cache import FeatureCache, Fingerprint
+from mlingo_jax.features.fill import fill_cache
 from tests.collections_of_music import RATE, built, music_caps, tones, write_jsonl
 from tests.tiny import tiny_tokenizer
 
@@ -46,13 +46,13 @@ def prompt(tmp_path_factory) -> Prompt:
 
 
 @pytest.fixture(scope="module")
-def music(mixture, tmp_path_factory) -> CachedMusic:
+def music(mixture, tmp_path_factory) -> CachedFeatures:
     """Two vectors per clip of a second, made by no encoder."""
-    fingerprint = Fingerprint.of({"name": "x"}, AUDIO, window=1, seconds=30.0)
+    fingerprint = Fingerprint.of({"name": "x"}, AUDIO, frames_per_token=1, seconds=30.0)
     clips = {e.clip: e.audio for e in (mixture[i] for i in range(len(mixture)))}
     folder = tmp_path_factory.mktemp("features")
-    cache, _ = hear(clips, lambda ws: [np.full((2, 3), w.std(), np.float32) for w in ws], folder, fingerprint)
-    return CachedMusic(FeatureCache(cache.folder), clips)
+    cache, _ = fill_cache(clips, lambda ws: [np.full((2, 3), w.std(), np.float32) for w in ws], folder, fingerprint)
+    return CachedFeatures(FeatureCache(cache.folder), clips)
 
 
 def test_examples_are_read_by_number(mixture):
@@ -76,7 +76,7 @@ def test_examples_are_read_by_number(mixture):
 
 
 def test_a_stored_clip_is_heard(mixture, prompt):
-    music = HeardMusic(AUDIO, seconds=2.0, tokens=lambda samples: samples // 4000, minimum=400)
+    music = OnlineAudio(AUDIO, seconds=2.0, tokens=lambda samples: samples // 4000, minimum=400)
     batch = next(make_dataset(mixture, prompt, music, length=128, batch=5, seed=0))
     assert set(batch["waveform_length"]) <= {RATE, 2 * RATE}
     assert batch["waveform"].shape == (5, 2 * RATE)
@@ -84,7 +84,7 @@ def test_a_stored_clip_is_heard(mixture, prompt):
 
 @pytest.mark.parametrize("mixing", ["row", "step"])
 def test_weights_epochs_and_going_on(mixture, prompt, music, mixing):
-    """Each part has epochs of its own, is drawn from by its weight, and the stream goes on where it was."""
+    """Each part has epochs of its own, is drawn from by its weight, and the stream resumes where it stopped."""
 
     def stream(*, batch=2, **place):
         options = {"length": 128, "batch": batch, "seed": 5, "parts": mixture.ranges, "weights": mixture.weights}

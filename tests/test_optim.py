@@ -1,4 +1,4 @@
-"""The learning-rate curve against the original's formula, AdamW against torch's."""
+"""The learning-rate curve against the reference implementation's formula, AdamW against torch's."""
 
 import dataclasses
 import math
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.base import OptimConfig
-from mlingo_jax.training.optim import adamw, decay_mask, learning_rate, named_moments, with_moments
+from mlingo_jax.settings import OptimConfig
+from mlingo_jax.training.optim import adamw, decay_mask, learning_rate, named_opt_state, with_opt_state
 
 
 def original_rate(epoch: int, i: int, epochs: int, iters: int, settings: OptimConfig) -> float:
@@ -56,7 +56,7 @@ def problem() -> tuple[dict, list[dict]]:
     rng = np.random.default_rng(0)
     params = {
         "projection": {"kernel": rng.normal(size=(5, 3)), "bias": rng.normal(size=3)},
-        "state_logits": np.zeros(4),
+        "layer_weights": np.zeros(4),
     }
     params = jax.tree.map(lambda p: p.astype(np.float32), params)
     gradients = [jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params) for _ in range(3)]
@@ -83,21 +83,21 @@ def test_three_steps_equal_torch_adamw(problem):
         changes, state = jax.jit(optimiser.update)(gradient, state, ours)
         ours = jax.tree.map(lambda p, change, rate=rate: p + rate * change, ours, changes)
         # As through a checkpoint.
-        state = with_moments(optimiser.init(ours), named_moments(state))
+        state = with_opt_state(optimiser.init(ours), named_opt_state(state))
     for parameter, found in zip((kernel, bias, logits), leaves(ours), strict=True):
         # In float32 optax's 1 - 0.999 is off by 5e-5 of itself, so the first changes are by half of that.
         np.testing.assert_allclose(found, parameter.detach().numpy(), rtol=1e-5, atol=5e-6)
 
 
 def leaves(tree: dict) -> tuple:
-    return tree["projection"]["kernel"], tree["projection"]["bias"], tree["state_logits"]
+    return tree["projection"]["kernel"], tree["projection"]["bias"], tree["layer_weights"]
 
 
 def test_only_matrices_that_are_no_bias_decay(problem):
     mask = decay_mask({**problem[0], "heads": {"bias": jnp.zeros((2, 3))}})
     assert mask == {
         "projection": {"kernel": True, "bias": False},
-        "state_logits": False,
+        "layer_weights": False,
         "heads": {"bias": False},
     }
 
@@ -108,5 +108,5 @@ def test_clipping_scales_only_what_is_larger():
     for limit, expected in ((1.0, [0.6, 0.8]), (10.0, [3, 4]), (0.0, [3, 4])):
         optimiser = adamw(OptimConfig(clip_norm=limit))
         _, state = optimiser.update({"a": jnp.array([3.0, 4.0])}, optimiser.init(params), params)
-        first = next(leaf for name, leaf in named_moments(state).items() if name.endswith("mu.a"))
+        first = next(leaf for name, leaf in named_opt_state(state).items() if name.endswith("mu.a"))
         np.testing.assert_allclose(first / 0.1, expected, rtol=1e-5)

@@ -10,17 +10,17 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conversion.load import load_tower
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Example
-from mlingo_jax.data.features import FeatureCache, Fingerprint
-from mlingo_jax.data.fill import hear
 from mlingo_jax.data.packing import Packing, join, pack
-from mlingo_jax.data.pipeline import CachedMusic, evaluation_batches, make_dataset
+from mlingo_jax.data.pipeline import CachedFeatures, evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
-from mlingo_jax.data.survey import row_sizes, survey
+from mlingo_jax.data.statistics import example_statistics, row_sizes
+from mlingo_jax.features.cache import FeatureCache, Fingerprint
+from mlingo_jax.features.fill import fill_cache
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.musilingo import token_log_probs
+from mlingo_jax.weights.load import load_tower
 from tests.collections_of_music import RATE, tones
 from tests.tiny import LLAMA, tiny_llama
 
@@ -46,14 +46,16 @@ def examples(folder) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def music(folder, examples) -> CachedMusic:
+def music(folder, examples) -> CachedFeatures:
     """Clip k has k + 1 vectors."""
     rng = np.random.default_rng(0)
     made = {name: rng.normal(size=(int(name) + 1, WIDTH)).astype(np.float32) for name in "012"}
     clips = {e.clip: e.audio for e in examples}
-    fingerprint = Fingerprint.of({"name": "x"}, AUDIO, window=1, seconds=30.0)
-    cache, _ = hear(clips, lambda heard: [made[str(i)] for i in range(len(heard))], folder / "features", fingerprint)
-    return CachedMusic(FeatureCache(cache.folder), clips)
+    fingerprint = Fingerprint.of({"name": "x"}, AUDIO, frames_per_token=1, seconds=30.0)
+    cache, _ = fill_cache(
+        clips, lambda encoded: [made[str(i)] for i in range(len(encoded))], folder / "features", fingerprint
+    )
+    return CachedFeatures(FeatureCache(cache.folder), clips)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def prompt(folder) -> Prompt:
 
 @pytest.fixture(scope="module")
 def packing(examples, prompt, music) -> Packing:
-    sizes = row_sizes(survey(examples, prompt), music)
+    sizes = row_sizes(example_statistics(examples, prompt), music)
     return pack(sizes.lengths, sizes.music, [range(11)], length=LENGTH, seed=1)
 
 
@@ -77,7 +79,7 @@ def test_every_example_is_in_one_row_of_its_part(lengths, cut, seed):
     at = round(cut * len(sizes))
     parts = [range(at), range(at, len(sizes))]
     packing = pack(sizes, sizes // 2, parts, length=40, seed=seed)
-    assert sorted(packing.places) == list(range(len(sizes)))
+    assert sorted(packing.positions) == list(range(len(sizes)))
     assert [part.stop - part.start for part in packing.parts] == [len(r) for r in packing.parts]
     for part, rows in zip(parts, packing.parts, strict=True):
         assert sorted(itertools.chain.from_iterable(packing[r] for r in rows)) == list(part)
@@ -133,8 +135,8 @@ def test_a_packed_example_has_the_loss_it_has_alone(folder, examples, prompt, mu
     found = np.zeros(len(examples))
     for batch in itertools.islice(stream(examples, prompt, music, packing), len(packing) // 2 + 1):
         values = losses(batch)
-        for row, places in enumerate(batch["example"]):
-            for segment, place in enumerate(places[places >= 0], 1):
+        for row, positions in enumerate(batch["example"]):
+            for segment, place in enumerate(positions[positions >= 0], 1):
                 found[place] = values[row][batch["segments"][row] == segment].sum()
     seen = found > 0
     assert seen.sum() >= len(examples) - packing.examples

@@ -8,14 +8,14 @@ from flax import nnx
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from conversion.keymap import parameters
-from conversion.released import MERT_330M
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
-from mlingo_jax.models.partition import ROLES, STORED, check_divides, partition
+from mlingo_jax.models.partition import PARAM_RULES, ROLES, check_divides, partition
 from mlingo_jax.models.quantization import Quantization
+from mlingo_jax.weights.keymap import parameters
+from mlingo_jax.weights.released import MERT_330M
 from tests.tiny import LLAMA
 
 VICUNA = LLAMA | {
@@ -60,7 +60,7 @@ def test_letters_say_how_a_parameter_lies(axes: str, spec: P):
 
 
 def test_every_split_letter_has_a_name():
-    assert STORED.keys() == ROLES.keys()
+    assert PARAM_RULES.keys() == ROLES.keys()
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8), (1, 4, 8)])

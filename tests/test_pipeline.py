@@ -10,12 +10,12 @@ import soundfile
 
 from mlingo_jax.data.audio import AudioSettings, normalize
 from mlingo_jax.data.examples import Example
-from mlingo_jax.data.features import FeatureCache, Fingerprint
-from mlingo_jax.data.fill import hear
-from mlingo_jax.data.pipeline import CachedMusic, HeardMusic, evaluation_batches, make_dataset
+from mlingo_jax.data.pipeline import CachedFeatures, OnlineAudio, evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
-from mlingo_jax.data.survey import RowSizes, row_length, row_sizes, survey
+from mlingo_jax.data.statistics import RowSizes, example_statistics, row_length, row_sizes
 from mlingo_jax.errors import UserError
+from mlingo_jax.features.cache import FeatureCache, Fingerprint
+from mlingo_jax.features.fill import fill_cache
 from tests.tiny import tiny_tokenizer
 
 AUDIO = AudioSettings(sample_rate=1000, normalize=True)
@@ -42,13 +42,13 @@ def tokens(samples: int) -> int:
 
 @pytest.fixture(scope="module")
 def cache(examples, tmp_path_factory) -> FeatureCache:
-    fingerprint = Fingerprint.of({}, AUDIO, window=1, seconds=30.0)
+    fingerprint = Fingerprint.of({}, AUDIO, frames_per_token=1, seconds=30.0)
     clips = {example.clip: example.audio for example in examples}
 
-    def ear(waveforms):
+    def encoder(waveforms):
         return [np.full((tokens(len(w)), 3), w[0], np.float32) for w in waveforms]
 
-    return hear(clips, ear, tmp_path_factory.mktemp("cache"), fingerprint)[0]
+    return fill_cache(clips, encoder, tmp_path_factory.mktemp("cache"), fingerprint)[0]
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +58,15 @@ def prompt(tmp_path_factory) -> Prompt:
     return Prompt(load_tokenizer(folder), PromptSettings(max_answer_tokens=8))
 
 
-@pytest.fixture(params=["cached", "heard"])
+@pytest.fixture(params=["cached", "encoded"])
 def music(request, examples, cache):
     if request.param == "cached":
-        return CachedMusic(cache, {e.clip for e in examples})
-    return HeardMusic(AUDIO, seconds=2.5, tokens=tokens, minimum=400)
+        return CachedFeatures(cache, {e.clip for e in examples})
+    return OnlineAudio(AUDIO, seconds=2.5, tokens=tokens, minimum=400)
 
 
 def sizes_of(examples: list[Example], prompt: Prompt, music) -> RowSizes:
-    return row_sizes(survey(examples, prompt), music)
+    return row_sizes(example_statistics(examples, prompt), music)
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
@@ -74,7 +74,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 
 def test_rows_are_the_prompts_with_their_music(examples, prompt, cache):
-    music = CachedMusic(cache, {e.clip for e in examples})
+    music = CachedFeatures(cache, {e.clip for e in examples})
     (batch,) = evaluation_batches(examples, prompt, music, length=96, batch=len(examples))
     assert batch["music"].shape == (len(examples), 4, 3)
     for b, example in enumerate(examples):
@@ -88,7 +88,7 @@ def test_rows_are_the_prompts_with_their_music(examples, prompt, cache):
 
 
 def test_audio_is_cropped_normalised_and_padded(examples, prompt):
-    music = HeardMusic(AUDIO, seconds=2.5, tokens=tokens, minimum=400)
+    music = OnlineAudio(AUDIO, seconds=2.5, tokens=tokens, minimum=400)
     (batch,) = evaluation_batches(examples, prompt, music, length=96, batch=len(examples))
     assert batch["waveform"].shape == (len(examples), 2500)
     for b, example in enumerate(examples):
@@ -102,7 +102,7 @@ def test_audio_is_cropped_normalised_and_padded(examples, prompt):
 
 def test_crops_are_drawn_anew_in_each_epoch(examples, prompt):
     longest = [example for example in examples if example.clip == f"{CLIPS - 1}.wav"]
-    drawn = HeardMusic(AUDIO, seconds=0.5, tokens=tokens, minimum=400)
+    drawn = OnlineAudio(AUDIO, seconds=0.5, tokens=tokens, minimum=400)
     batches = make_dataset(longest, prompt, drawn, length=96, batch=1, seed=0)
     assert len({next(batches)["waveform"].tobytes() for _ in range(4)}) == 4
     evaluated = [evaluation_batches(longest, prompt, drawn, length=96, batch=1) for _ in range(2)]
@@ -131,7 +131,7 @@ def test_every_epoch_has_all_examples_in_another_order(examples, prompt, music):
 
 @pytest.mark.parametrize("taken", [0, 1, 5, 11])
 def test_the_stream_goes_on_where_it_was(examples, prompt, music, taken):
-    """13 examples in batches of 3: every one of these places is in the middle of an epoch, the last in the third."""
+    """13 examples in batches of 3: every one of these positions is in the middle of an epoch, the last in the third."""
     batches = make_dataset(examples, prompt, music, length=96, batch=3, seed=3)
     for _ in range(taken):
         next(batches)
@@ -168,8 +168,8 @@ def test_an_evaluation_sees_each_example_once(examples, prompt, music, batch, pr
         for p in range(processes)
     ]
     assert len({len(share) for share in shares}) == 1
-    places = np.concatenate([b["example"] for share in shares for b in share])
-    assert sorted(places[places >= 0]) == list(range(len(examples)))
+    positions = np.concatenate([b["example"] for share in shares for b in share])
+    assert sorted(positions[positions >= 0]) == list(range(len(examples)))
     for b in itertools.chain(*shares):
         empty = b["example"] < 0
         assert not b["segments"][empty].any()
@@ -179,11 +179,11 @@ def test_an_evaluation_sees_each_example_once(examples, prompt, music, batch, pr
 
 
 def test_the_length_is_chosen_to_hold_every_row(examples, prompt, music):
-    surveyed = survey(examples, prompt)
-    sizes = row_sizes(surveyed, music)
+    statistics = example_statistics(examples, prompt)
+    sizes = row_sizes(statistics, music)
     rows = [prompt.row(e.question, e.answer, music.most_tokens(e.clip)) for e in examples]
     assert sizes.longest == max(len(row.tokens) for row in rows)
-    assert surveyed.cut.sum() == sum(row.cut for row in rows) > 0
+    assert statistics.truncated.sum() == sum(row.truncated for row in rows) > 0
     assert sizes.mean == pytest.approx(np.mean([len(row.tokens) for row in rows]))
     assert 0 <= row_length(sizes, examples, None) - sizes.longest < 16
     assert row_length(sizes, examples, sizes.longest) == sizes.longest
@@ -195,4 +195,4 @@ def test_the_length_is_chosen_to_hold_every_row(examples, prompt, music):
 def test_a_clip_without_features_is_named(examples, cache):
     other = [*examples, Example("new.wav", Path("new.wav"), "Q", "A", None, "data:9")]
     with pytest.raises(UserError, match=r"no music features of 'new\.wav'"):
-        CachedMusic(cache, [e.clip for e in other])
+        CachedFeatures(cache, [e.clip for e in other])

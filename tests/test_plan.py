@@ -50,7 +50,7 @@ def test_processors(towers):
     assert "8 rows of 32 tokens, 1 of them music from 2 s, features cached" in found["step"]
     assert "GiB on each device: arguments" in found["memory"]
     assert "by each device" in found["sent"]
-    assert "T operations a clip" in found["hearing"]
+    assert "T operations a clip" in found["encoding"]
     assert found["answering"].startswith("4 rows: ")
     # Nothing is known of a processor's speed.
     assert "least time" not in found
@@ -59,14 +59,14 @@ def test_processors(towers):
 @needs_compiler
 def test_a_tpu(towers):
     found = lines(
-        plan("--topology=v5e:2x2", *SMALL, *towers, "--config.data.hear_in_step=true", "--config.data.crop_seconds=2")
+        plan("--topology=v5e:2x2", *SMALL, *towers, "--config.data.encode_in_step=true", "--config.data.crop_seconds=2")
     )
     assert "4 devices of 15.75 GiB, 197 TFLOP/s" in found["machine"]
-    assert "heard in the step" in found["step"]
+    assert "encoded in the step" in found["step"]
     assert "of 15.75 GiB on each device" in found["memory"]
     assert "bound by" in found["least time"]
     assert "device-hours" in found["whole run"]
-    assert "hearing" not in found
+    assert "encoding" not in found
 
 
 def test_a_gpu(towers):

@@ -1,4 +1,4 @@
-"""The prepare door as its users meet it: its commands as processes, and fetching from a web server on this machine."""
+"""The prepare command as its users meet it: its commands as processes, and fetching from a web server on this machine."""
 
 import http.server
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mlingo_jax.data.datasets.prepared import Prepared
+from mlingo_jax.data.prepared import Prepared
 from tests.collections_of_music import MUSIC_CAPS, music_caps, tone, write_csv
 
 RATE = 8000

@@ -105,7 +105,7 @@ def test_a_death_ends_all_with_an_error(two):
 
 def test_the_job_begun_again_goes_on_and_finishes(two):
     folder, _, finished = two
-    assert re.search(f"two: going on after step ({SAVED}|{2 * SAVED}) of {STEPS}", finished)
+    assert re.search(f"two: resuming after step ({SAVED}|{2 * SAVED}) of {STEPS}", finished)
     assert "the frozen towers are unchanged" in finished
     assert {path.name for path in (folder / "two").iterdir()} >= {"report.md", "loss.png", "metrics.jsonl", "run.json"}
     # One process speaks for both.
@@ -183,7 +183,7 @@ def test_a_process_that_finds_no_other_says_so(environment, number, message):
     job = {"JAX_COORDINATOR_ADDRESS": port, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": number}
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", "from mlingo_jax.processes import join; join()"],
+        [sys.executable, "-c", "from mlingo_jax.processes import initialize; initialize()"],
         env={**environment, **job, "MLINGO_JOIN_SECONDS": "2"},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Rows of token ids: the original's ids, compactness, cutting, batches, settings."""
+"""Rows of token ids: the reference implementation's ids, compactness, cutting, batches, settings."""
 
 import json
 from pathlib import Path
@@ -38,12 +38,12 @@ def test_rows_have_the_original_ids(golden: Path, model: str):
         assert row.tokens.tolist() == ids["bos"] + ids["before"] + [0] * music + ids["after"] + ids["answer"]
         assert row.music_index[row.music_index >= 0].tolist() == list(range(music))
         assert row.loss_weights.sum() == len(ids["answer"])
-        assert not row.cut
+        assert not row.truncated
     pretraining = Prompt(tokenizer, STAGE_1)
     for name, cut in (("pretrain_short", False), ("pretrain_truncated", True)):
         row = pretraining.row("", expected[name]["caption"], 3)
         assert row.tokens.tolist() == [1, 0, 0, 0, *expected[name]["token_ids"]]
-        assert row.cut == cut
+        assert row.truncated == cut
 
 
 def test_a_row_is_its_pieces_in_order(tokenizer):
@@ -82,9 +82,9 @@ def test_without_a_bos_token_nothing_is_predicted_from_nothing(tmp_path):
 def test_long_answers_are_cut_from_the_right(tokenizer):
     ids = encode(tokenizer, "A slow bell plays.###")
     row = Prompt(tokenizer, PromptSettings(max_answer_tokens=len(ids))).row("Q", "A slow bell plays.", 1)
-    assert not row.cut
+    assert not row.truncated
     row = Prompt(tokenizer, PromptSettings(max_answer_tokens=len(ids) - 1)).row("Q", "A slow bell plays.", 1)
-    assert row.cut
+    assert row.truncated
     assert row.tokens[row.loss_weights > 0].tolist() == ids[:-1]
 
 
@@ -101,7 +101,7 @@ def test_rows_and_batches(tokenizer, examples, limit, spare, stage_1):
     rows = [prompt.row(*example) for example in examples]
     lengths, cut = prompt.lengths([q for q, _, _ in examples], [a for _, a, _ in examples])
     assert (lengths + [music for *_, music in examples]).tolist() == [len(row.tokens) for row in rows]
-    assert cut.tolist() == [row.cut for row in rows]
+    assert cut.tolist() == [row.truncated for row in rows]
     length = max((len(row.tokens) for row in rows), default=0) + spare
     batch = collate(rows, length, len(rows) + spare)
     assert {name: values.shape for name, values in batch.items()} == dict.fromkeys(batch, (len(rows) + spare, length))

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from conversion import load
-from conversion.load import fit_adapter, load_tower
 from mlingo_jax.models.layers import Projection
 from mlingo_jax.models.quantization import INTEGERS, dequantize, quantize, scale_axes, scale_shape
 from mlingo_jax.training.step import Networks, loss_sum
+from mlingo_jax.weights import load
+from mlingo_jax.weights.load import fit_adapter, load_tower
 from tests.test_step import WIDTH, config, make_batch
 from tests.tiny import tiny_llama
 
@@ -194,8 +194,8 @@ SCRIPT = """
 import json
 import sys
 import jax, jax.numpy as jnp
-from configs.base import Config, MeshConfig
-from conversion.load import fit_adapter, load_tower
+from mlingo_jax.settings import Config, MeshConfig
+from mlingo_jax.weights.load import fit_adapter, load_tower
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
 from mlingo_jax.training.step import Networks, loss_sum
 from tests.test_step import WIDTH, config, make_batch

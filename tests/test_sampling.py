@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlingo_jax.inference.sampling import Sampling, choose, filter_logits, row_keys
 
-VOCABULARY = 40
+VOCAB_MATRICES = 40
 filtered = jax.jit(filter_logits)
 
 
@@ -22,7 +22,7 @@ def sampling(temperature: float, top_k: int | None = None, top_p: float | None =
 
 
 def random_logits(seed: int, rows: int = 3) -> jax.Array:
-    return 3 * jax.random.normal(jax.random.key(seed), (rows, VOCABULARY))
+    return 3 * jax.random.normal(jax.random.key(seed), (rows, VOCAB_MATRICES))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 2.5])
@@ -73,7 +73,7 @@ def test_draws_follow_the_distribution():
     how = sampling(1.5, 10, 0.9)
     drawn = choose(logits, row_keys(0, np.arange(rows, dtype=np.uint32)), jnp.int32(3), how)
     expected = np.asarray(jax.nn.softmax(filtered(logits[:1], how)))[0]
-    share = np.bincount(drawn, minlength=VOCABULARY) / rows
+    share = np.bincount(drawn, minlength=VOCAB_MATRICES) / rows
     # Four standard deviations of a share.
     assert (np.abs(share - expected) <= 4 * np.sqrt(expected * (1 - expected) / rows)).all()
 

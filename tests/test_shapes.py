@@ -1,4 +1,4 @@
-"""A plan's arguments are those of a real run: the same trees, shapes, dtypes and places."""
+"""A plan's arguments are those of a real run: the same trees, shapes, dtypes and positions."""
 
 import dataclasses
 import json
@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs.base import Config, MeshConfig
-from conversion.load import load_tower
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
-from mlingo_jax.planning.costs import hearing_operations
+from mlingo_jax.planning.costs import encoding_operations
 from mlingo_jax.planning.published import ENCODERS, LANGUAGE_MODELS, encoder_sizes, language_model_sizes
 from mlingo_jax.planning.shapes import Shapes, networks, parameter_counts, split, trace_train_step, weight_bytes
+from mlingo_jax.settings import Config, MeshConfig
 from mlingo_jax.training.sharding import make_mesh
+from mlingo_jax.weights.load import load_tower
 from tests.tiny import LLAMA, MERT, tiny_llama, tiny_mert
 
 
@@ -46,7 +46,7 @@ def test_towers_are_those_that_are_loaded(quantization, tmp_path):
 def test_a_step_is_traced_with_the_batch_contract():
     config = Config()
     config.data.length = 24
-    config.data.hear_in_step, config.data.crop_seconds = True, 2.0
+    config.data.encode_in_step, config.data.crop_seconds = True, 2.0
     (state, frozen, batch), _ = trace_train_step(tiny(config), make_mesh(MeshConfig())).args_info
     assert frozen.keys() == {"llm", "mert"}
     assert {name: (a.shape, a.dtype) for name, a in batch.items()} == {
@@ -64,28 +64,28 @@ def test_lengths():
     assert (shapes.frames, shapes.music) == (149, 1)
     # Without a prompt: beginning, music, answer.
     config.prompt.template, config.prompt.max_answer_tokens = "", 32
-    assert (shapes.places, shapes.length) == (2, 48)
+    assert (shapes.positions, shapes.length) == (2, 48)
     config.data.length = 40
     assert shapes.length == 40
 
 
 def test_long_clips_are_heard_in_pieces_and_crops_at_once():
     config = Config()
-    config.mert.window = 325
+    config.mert.frames_per_token = 325
     shapes = dataclasses.replace(tiny(config), seconds=45.0)
     # 2,249 and 1,124 frames: 7 windows and 4. In one piece 3,374 frames are 11, as well; of 65 s there are 15 or 16.
     assert (shapes.samples, shapes.music) == (45 * 24_000, 7 + 4)
     assert dataclasses.replace(shapes, seconds=65.0).music == 7 + 7 + 2
-    config.data.hear_in_step, config.data.crop_seconds = True, 65.0
+    config.data.encode_in_step, config.data.crop_seconds = True, 65.0
     assert (shapes.samples, shapes.music) == (65 * 24_000, 15)
-    config.data.hear_in_step, config.data.crops, config.data.crop_seconds = False, 3, 15.5
-    assert (shapes.heard, shapes.music) == (15.5, 4)
+    config.data.encode_in_step, config.data.crops, config.data.crop_seconds = False, 3, 15.5
+    assert (shapes.encoded, shapes.music) == (15.5, 4)
 
 
 def test_hearing_a_long_clip_costs_what_its_pieces_cost():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     once, twice = (dataclasses.replace(tiny(Config()), seconds=s) for s in (30.0, 60.0))
-    assert hearing_operations(twice, mesh) == 2 * hearing_operations(once, mesh)
+    assert encoding_operations(twice, mesh) == 2 * encoding_operations(once, mesh)
 
 
 def test_published_sizes():
@@ -108,6 +108,6 @@ def test_a_folder_comes_before_the_published_sizes(tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(LLAMA))
     found = language_model_sizes(str(folder))
-    assert (found.config.width, found.source) == (LLAMA["hidden_size"], str(folder / "config.json"))
+    assert (found.config.embed_dim, found.source) == (LLAMA["hidden_size"], str(folder / "config.json"))
     with pytest.raises(UserError, match=r"config.llm.path is 'gpt': no folder with a config.json"):
         language_model_sizes("gpt")

@@ -14,8 +14,8 @@ import json
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.sharding import AxisType
-from configs.base import Config, MeshConfig
-from conversion.load import load_tower
+from mlingo_jax.settings import Config, MeshConfig
+from mlingo_jax.weights.load import load_tower
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.sharding import AXES, check_batch, make_mesh, put_batch, replicate
 from mlingo_jax.training.step import Networks, compile_train_step, init_state
@@ -47,11 +47,11 @@ def losses(mesh):
             "adapter": state.adapter["projection"]["kernel"].sharding.is_fully_replicated,
         }
 
-def heard(mesh):
+def encoded(mesh):
     with jax.set_mesh(mesh):
         mert, rng = load_tower(MERT, kind="mert", dtype="float32", mesh=mesh), np.random.default_rng(0)
         clips = {"waveform": rng.normal(size=(8, 4000)), "lengths": rng.integers(3000, 4001, 8)}
-        listen = jax.jit(lambda params, clips: nnx.merge(mert.graphdef, nnx.State(params)).features(**clips, window=4))
+        listen = jax.jit(lambda params, clips: nnx.merge(mert.graphdef, nnx.State(params)).features(**clips, frames_per_token=4))
         return np.asarray(listen(mert.params, put_batch(clips, mesh))).tolist()
 
 one = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
@@ -62,7 +62,7 @@ with jax.set_mesh(mesh):
         "shape": dict(mesh.shape),
         "one": losses(one),
         "meshes": [losses(make_mesh(MeshConfig(*sizes))) for sizes in meshes] + [losses(mesh)],
-        "heard": [heard(one), heard(mesh)],
+        "encoded": [encoded(one), encoded(mesh)],
         "refusals": [
             refusal(lambda: make_mesh(MeshConfig(fsdp=3, data=-1))),
             refusal(lambda: make_mesh(MeshConfig(data=3, tensor=2))),
@@ -100,7 +100,7 @@ def test_every_mesh_gives_the_losses_of_one_device(found):
 
 def test_clips_sound_the_same_on_a_mesh(found):
     # To 1e-5 of a feature's usual size, which is about one.
-    np.testing.assert_allclose(*found["heard"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(*found["encoded"], rtol=1e-5, atol=1e-5)
 
 
 def test_towers_are_split_and_the_adapter_is_whole(found):

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped, moved elsewhere or fed with what is no number goes on as if nothing had been."""
+"""A run that is killed, stopped, moved elsewhere or fed with what is no number resumes as if nothing had been."""
 
 import gzip
 import json
@@ -20,9 +20,9 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from mlingo_jax.errors import Stopped, UserError
 from mlingo_jax.training.checkpoint import load_run_adapter, restore
 from mlingo_jax.training.loop import train
+from mlingo_jax.training.preemption import PreemptionHandler
 from mlingo_jax.training.profile import profiled_steps
 from mlingo_jax.training.record import read_metrics
-from mlingo_jax.training.stop import Stop
 from tests.tiny_run import ROOT, STEPS, as_config, command, make_corpus, quick_environment, settings
 from tests.two_processes import start_two
 
@@ -128,11 +128,11 @@ def test_an_evaluation_that_a_stop_cut_short_is_made_up_for(alone, corpus, tmp_p
     asked = iter([None] * 40 + [signal.SIGTERM] * 2)
     with monkeypatch.context() as patched:
         # The 40 steps ask; then the evaluation after step 40.
-        patched.setattr(Stop, "asked", lambda _: next(asked))
+        patched.setattr(PreemptionHandler, "asked", lambda _: next(asked))
         with pytest.raises(Stopped, match="saved after step 40"):
             train(as_config(settings(corpus, tmp_path)))
     assert "eval_loss" not in read_metrics(tmp_path)[-1]
-    # Made up for once: not again by a run that goes on from a checkpoint after it.
+    # Made up for once: not again by a run that resumes from a checkpoint after it.
     stop(settings(corpus, tmp_path), signal.SIGTERM, after=42)
     train(as_config(settings(corpus, tmp_path)))
     assert_same(tmp_path, alone)
@@ -162,7 +162,7 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_been(alone, corpus, envi
             send(process.pid, signal.SIGKILL, moments[kind])
             assert process.wait() == -signal.SIGKILL
         assert not (workdir / "loss.png").exists()
-    # Every clip has been heard by now, or is heard here.
+    # Every clip has been encoded by now, or is encoded here.
     train(as_config(values))
     assert_same(workdir, alone)
 
@@ -170,7 +170,7 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_been(alone, corpus, envi
 def test_two_processes_stop_together_and_another_mesh_goes_on_with_the_same_examples(
     alone, corpus, environment, tmp_path
 ):
-    """Begun on two processes, one of which is asked to stop; it goes on in one, with eight devices: rows, width and
+    """Begun on two processes, one of which is asked to stop; it resumes in one, with eight devices: rows, width and
     heads are split in two each."""
     values = settings(corpus, tmp_path)
     processes = start_two(command(values), environment)
@@ -188,8 +188,8 @@ def test_two_processes_stop_together_and_another_mesh_goes_on_with_the_same_exam
     assert done.returncode == 0, done.stderr
     assert "devices was 2 x cpu, is 8 x cpu" in done.stderr
     ours, theirs = read_metrics(tmp_path), read_metrics(alone)
-    places = [[(r["step"], r.get("tokens")) for r in records] for records in (ours, theirs)]
-    assert places[0] == places[1]
+    positions = [[(r["step"], r.get("tokens")) for r in records] for records in (ours, theirs)]
+    assert positions[0] == positions[1]
     found, expected = (np.array([r.get("loss", r.get("eval_loss")) for r in records]) for records in (ours, theirs))
     # Steps of Adam carry the rounding of other sums along.
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -217,7 +217,7 @@ def test_steps_without_a_finite_loss_are_left_out_and_named_until_there_are_too_
 
 def test_two_runs_with_one_seed_are_one(corpus, tmp_path):
     """To the bit, random crops and all."""
-    values = {"steps": 4, "accumulate": 1, "data.hear_in_step": True, "data.crop_seconds": 1.0, "data.eval_most": 1}
+    values = {"steps": 4, "accumulate": 1, "data.encode_in_step": True, "data.crop_seconds": 1.0, "data.eval_most": 1}
     for name in ("one", "two"):
         train(as_config(settings(corpus, tmp_path / name) | values))
     assert_same(tmp_path / "one", tmp_path / "two")

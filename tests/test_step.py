@@ -12,12 +12,12 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
-from configs.base import Config
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
-from mlingo_jax.training.optim import learning_rate, named_moments
+from mlingo_jax.settings import Config
+from mlingo_jax.training.optim import learning_rate, named_opt_state
 from mlingo_jax.training.sharding import replicate
 from mlingo_jax.training.step import Networks, TrainState, compile_eval_step, compile_train_step, init_state
 from tests.tiny import LLAMA, MERT, tiny_llama
@@ -70,7 +70,7 @@ def make_batch(seed: int, rows: int = ROWS) -> dict[str, np.ndarray]:
 
 
 def networks_of(llm: Any, mert: Any = None, states: int | None = None) -> Networks:
-    return Networks(adapter=new_adapter(states)[0], llm=llm[0], mert=mert, keep_states=states is not None)
+    return Networks(adapter=new_adapter(states)[0], llm=llm[0], mert=mert, per_layer=states is not None)
 
 
 def first_state(mesh: Any, states: int | None = None) -> TrainState:
@@ -96,7 +96,7 @@ def test_three_steps_equal_torch(tmp_path: Path, mesh):
     torch = pytest.importorskip("torch")
     from transformers import LlamaForCausalLM
 
-    from conversion.load import load_tower
+    from mlingo_jax.weights.load import load_tower
 
     folder = tiny_llama(tmp_path / "llm")
     tower = load_tower(folder, kind="llama", dtype="float32")
@@ -153,10 +153,10 @@ def test_an_update_does_not_depend_on_how_its_examples_fall_into_micro_batches(s
         updates.append(float(metrics["update_norm"]))
         if number == 1:
             np.testing.assert_array_equal(state.adapter["projection"]["kernel"], before)
-            assert float(state.weight) == batch["loss_weights"][:4].sum()
+            assert float(state.token_count) == batch["loss_weights"][:4].sum()
     assert updates[:2] == [0, 0]
     assert updates[2] > 0
-    assert float(state.weight) == 0
+    assert float(state.token_count) == 0
     assert not np.any(state.gradient["projection"]["kernel"])
     # Adam's first step is nearly the gradient's sign, so a rounding error in a tiny gradient shows at full size.
     found, expected = (s.adapter["projection"]["kernel"] for s in (state, whole))
@@ -176,10 +176,10 @@ def test_one_compile_and_only_the_adapter_changes(step, llm, mesh):
     assert step._cache_size() == 1
     assert first.adapter["projection"]["kernel"].is_deleted()
     jax.tree.map(np.testing.assert_array_equal, frozen, before)
-    moments = named_moments(state.moments)
-    assert {int(n) for name, n in moments.items() if name.endswith("count")} == {int(state.step)} == {5}
-    assert np.any(moments["1.0.mu.projection.kernel"])
-    assert np.any(moments["1.0.nu.projection.bias"])
+    opt_state = named_opt_state(state.opt_state)
+    assert {int(n) for name, n in opt_state.items() if name.endswith("count")} == {int(state.step)} == {5}
+    assert np.any(opt_state["1.0.mu.projection.kernel"])
+    assert np.any(opt_state["1.0.nu.projection.bias"])
     moved = np.linalg.norm(state.adapter["projection"]["kernel"] - kernel)
     assert 0 < float(metrics["update_norm"]) < moved
     assert state.adapter["projection"]["kernel"].dtype == jnp.float32
@@ -249,31 +249,31 @@ def test_the_evaluation_is_the_loss_of_the_step(step, llm, mesh):
     assert float(total / tokens) == pytest.approx(float(metrics["loss"]), rel=1e-6)
 
 
-@pytest.mark.parametrize("keep_states", [False, True])
-def test_audio_heard_in_the_step_gives_what_features_heard_before_give(llm, mesh, keep_states):
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_audio_heard_in_the_step_gives_what_features_heard_before_give(llm, mesh, per_layer):
     encoder = Mert(MertConfig.from_json(MERT, "tiny"), dtype=jnp.float32, rngs=nnx.Rngs(2))
     graph, params = params_of(encoder)
     settings = config()
-    settings.mert.window = 25
+    settings.mert.frames_per_token = 25
     lengths = np.array([24000, 9000], np.int32)
     waveform = np.random.default_rng(0).normal(size=(2, 24000)).astype(np.float32)
     waveform *= np.arange(24000) < lengths[:, None]
-    features = jax.jit(lambda w, n: encoder.features(w, n, window=25, keep_states=keep_states))(waveform, lengths)
+    features = jax.jit(lambda w, n: encoder.features(w, n, frames_per_token=25, per_layer=per_layer))(waveform, lengths)
     text = {name: jnp.asarray(values[:2]) for name, values in make_batch(0).items() if name != "music"}
-    heard = {**text, "waveform": jnp.asarray(waveform), "waveform_length": jnp.asarray(lengths)}
+    encoded = {**text, "waveform": jnp.asarray(waveform), "waveform_length": jnp.asarray(lengths)}
     frozen = {"llm": llm[1], "mert": params}
 
-    states = encoder.config.states if keep_states else None
+    states = encoder.config.states if per_layer else None
     state = first_state(mesh, states)
     before = compile_eval_step(networks_of(llm, None, states), settings, mesh)
     expected = before(state.adapter, {"llm": llm[1]}, {**text, "music": features})
-    if not keep_states:
-        found = compile_eval_step(networks_of(llm, graph), settings, mesh)(state.adapter, frozen, heard)
+    if not per_layer:
+        found = compile_eval_step(networks_of(llm, graph), settings, mesh)(state.adapter, frozen, encoded)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         return
-    state, metrics = compile_train_step(networks_of(llm, graph, states), settings, mesh)(state, frozen, heard)
+    state, metrics = compile_train_step(networks_of(llm, graph, states), settings, mesh)(state, frozen, encoded)
     assert float(metrics["loss"]) == pytest.approx(float(expected[0] / expected[1]), rel=1e-5)
-    assert np.all(named_moments(state.moments)["1.0.mu.state_logits"] != 0)
+    assert np.all(named_opt_state(state.opt_state)["1.0.mu.layer_weights"] != 0)
 
 
 def test_nothing_is_added_in_any_order(step, llm, mesh):

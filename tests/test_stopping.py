@@ -40,19 +40,19 @@ def vocabularies(draw) -> list[bytes]:
 
 @st.composite
 def written(draw) -> tuple[list[bytes], list[str], list[int]]:
-    """A vocabulary, stop texts and an answer's tokens."""
-    vocabulary = draw(vocabularies())
+    """A vocab_size, stop texts and an answer's tokens."""
+    vocab_size = draw(vocabularies())
     return (
-        vocabulary,
+        vocab_size,
         draw(st.lists(texts, max_size=3)),
-        draw(st.lists(st.integers(0, len(vocabulary) - 1), max_size=12)),
+        draw(st.lists(st.integers(0, len(vocab_size) - 1), max_size=12)),
     )
 
 
 @given(written())
 def test_the_automaton_fires_at_the_first_token_at_which_the_text_holds_a_stop_text(case):
-    vocabulary, stops, tokens = case
-    table = transition_table(vocabulary, [stop.encode() for stop in stops], len(vocabulary))
+    vocab_size, stops, tokens = case
+    table = transition_table(vocab_size, [stop.encode() for stop in stops], len(vocab_size))
     state = START
     for n, token in enumerate(tokens, 1):
         state = table[state, token]
@@ -62,8 +62,8 @@ def test_the_automaton_fires_at_the_first_token_at_which_the_text_holds_a_stop_t
 
 @given(written(), st.data())
 def test_a_reader_gives_the_text_in_pieces_that_are_never_taken_back(case, data):
-    vocabulary, stops, tokens = case
-    rule = StopRule(tuple(stops), tuple(vocabulary), jnp.zeros((3, 1), jnp.int32))
+    vocab_size, stops, tokens = case
+    rule = StopRule(tuple(stops), tuple(vocab_size), jnp.zeros((3, 1), jnp.int32))
     whole = b"".join(vocabulary[t] for t in tokens).decode(errors="replace")
     ends = [at for stop in stops if (at := whole.find(stop)) >= 0]
     expected = whole[: min(ends, default=len(whole))].strip()
@@ -79,7 +79,7 @@ def test_a_reader_gives_the_text_in_pieces_that_are_never_taken_back(case, data)
 
 
 def test_tokens_beyond_the_tokenizer_add_nothing_and_ends_are_never_left():
-    table = transition_table([b"#", b"##", b"x"], [b"###"], vocabulary=5)
+    table = transition_table([b"#", b"##", b"x"], [b"###"], vocab_size=5)
     none, one, two = START, START + 1, START + 2
     assert table.tolist() == [
         [ENDED_BY_EOS] * 5,

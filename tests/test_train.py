@@ -1,4 +1,4 @@
-"""The train door on tiny towers and real audio files: a whole run, what it leaves, what is refused."""
+"""The train command on tiny towers and real audio files: a whole run, what it leaves, what is refused."""
 
 import contextlib
 import json
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import mlingo_jax
-from mlingo_jax.data.lock import alone
 from mlingo_jax.errors import UserError
-from mlingo_jax.training.assemble import assemble
+from mlingo_jax.files import exclusive_lock
 from mlingo_jax.training.checkpoint import load_run_adapter, restore
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
 from mlingo_jax.training.run import check_run
+from mlingo_jax.training.setup import set_up
 from mlingo_jax.training.sharding import make_mesh
 from tests.tiny import tiny_llama, tiny_mert
 from tests.tiny_run import ROOT, STEPS, WINDOW, as_config, command, make_corpus, quick_environment, settings
@@ -67,7 +67,7 @@ def test_a_run_leaves_its_folder(finished, corpus):
     assert set(run["mert"]["identity"]) == {"name", "config", "weights", "dtype"}
     assert run["data"]["train"] == 9
     assert run["data"]["eval"] == 3
-    assert run["window"] == WINDOW
+    assert run["frames_per_token"] == WINDOW
     assert set(run["versions"]) >= {"mlingo_jax", "python", "jax", "jaxlib", "backend", "orbax-checkpoint", "soxr"}
     assert len(run["adapter"]) == len(run["data"]["fingerprint"]) == 64
     assert run["seed"] == 42
@@ -136,12 +136,12 @@ def test_a_run_is_that_of_its_quantisation(finished, corpus, tmp_path):
     values = settings(corpus, tmp_path) | {"llm.quantization": "int4", "data.features": workdir / "features"}
     config = as_config(values)
     with pytest.raises(UserError, match=r"llm\.identity\.quantization was 'none', is 'int4'"):
-        check_run(workdir, assemble(config, make_mesh(config.mesh)).run)
+        check_run(workdir, set_up(config, make_mesh(config.mesh)).run)
 
 
 def test_a_folder_in_which_another_process_trains_is_left_alone(finished, corpus):
     workdir, _ = finished
-    with alone(workdir / ".lock", "busy"), pytest.raises(UserError, match="another process is training in it"):
+    with exclusive_lock(workdir / ".lock", "busy"), pytest.raises(UserError, match="another process is training in it"):
         train(as_config(settings(corpus, workdir)))
 
 
@@ -149,7 +149,7 @@ def test_rows_longer_than_the_language_model_was_made_for_are_told(finished, cor
     llm = tiny_llama(tmp_path / "llm", max_position_embeddings=16)
     values = settings(corpus, tmp_path) | {"llm.path": llm, "data.features": finished[0] / "features"}
     config = as_config(values)
-    notes = assemble(config, make_mesh(config.mesh)).notes
+    notes = set_up(config, make_mesh(config.mesh)).notes
     assert any(re.match(r"rows of up to \d+ tokens are longer than the 16 that", note) for note in notes)
 
 
@@ -159,7 +159,11 @@ def test_a_batch_that_the_mesh_cannot_split(corpus, tmp_path):
 
 
 def test_audio_may_be_heard_in_the_step_and_the_adapter_go_on_from_another(finished, corpus, tmp_path):
-    values = settings(corpus, tmp_path / "heard") | {"steps": 2, "data.hear_in_step": True, "data.crop_seconds": 1.0}
+    values = settings(corpus, tmp_path / "encoded") | {
+        "steps": 2,
+        "data.encode_in_step": True,
+        "data.crop_seconds": 1.0,
+    }
     config = as_config(values | {"adapter.start": finished[0], "accumulate": 1})
     train(config)
     first = read_metrics(config.workdir)[0]["loss"]
@@ -172,9 +176,9 @@ def test_audio_may_be_heard_in_the_step_and_the_adapter_go_on_from_another(finis
 
 
 def test_weights_of_the_hidden_states_may_be_learned(corpus, tmp_path):
-    values = settings(corpus, tmp_path) | {"steps": 3, "adapter.learn_states": True, "log.eval_every": 0}
+    values = settings(corpus, tmp_path) | {"steps": 3, "adapter.layer_weights": True, "log.eval_every": 0}
     train(as_config(values))
     adapter, _ = load_run_adapter(tmp_path)
-    assert adapter["state_logits"].shape == (3,)
-    assert np.all(adapter["state_logits"] != 0)
+    assert adapter["layer_weights"].shape == (3,)
+    assert np.all(adapter["layer_weights"] != 0)
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 3]

@@ -1,4 +1,4 @@
-"""Layers that stand one by one, as GPUs take them: the numbers, answers and identity of the stack, and less moved."""
+"""DecoderLayer that stand one by one, as GPUs take them: the numbers, answers and identity of the stack, and less moved."""
 
 import json
 import os
@@ -15,9 +15,6 @@ import pytest
 from flax import nnx
 from jax import Array
 
-from configs.base import Config, MeshConfig
-from conversion import load
-from conversion.load import load_tower
 from mlingo_jax.inference.decode import prefill
 from mlingo_jax.inference.stopping import stop_rule
 from mlingo_jax.models.llama import Llama, stacks_layers
@@ -25,7 +22,10 @@ from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.planning import shapes
 from mlingo_jax.planning.devices import cuda_plugin
+from mlingo_jax.settings import Config, MeshConfig
 from mlingo_jax.training.sharding import make_mesh
+from mlingo_jax.weights import load
+from mlingo_jax.weights.load import load_tower
 from tests.test_generate import CONFIG, batch, keys, run
 from tests.test_llama import LENGTH, TINY, packed
 from tests.test_shapes import tiny
@@ -49,7 +49,7 @@ CASES = (("none", "layer"), ("none", "dots"), ("none", "none"), ("int8", "layer"
 @pytest.mark.parametrize(("quantization", "remat"), CASES)
 def test_hidden_states_and_gradients_are_the_stacks(quantization: Quantization, remat: str):
     positions, segments = map(jnp.asarray, packed([4, 6]))
-    embeddings = jax.random.normal(jax.random.key(0), (1, LENGTH, TINY.width))
+    embeddings = jax.random.normal(jax.random.key(0), (1, LENGTH, TINY.embed_dim))
 
     @partial(jax.jit, static_argnums=0)
     def learn(graphdef: Any, params: Any, embeddings: Array) -> tuple[Array, Array]:
@@ -108,7 +108,7 @@ def test_here_layers_are_stacked():
 
 SCRIPT = """
 import json
-from configs.base import Config, MeshConfig
+from mlingo_jax.settings import Config, MeshConfig
 from mlingo_jax.models.llama import stacks_layers
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig

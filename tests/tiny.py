@@ -11,12 +11,12 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from conversion.keymap import Rule, entries, parameters
-from conversion.llama import RULES as LLAMA_RULES
-from conversion.mert import RULES as MERT_RULES
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.weights.keymap import Rule, entries, parameters
+from mlingo_jax.weights.llama import RULES as LLAMA_RULES
+from mlingo_jax.weights.mert import RULES as MERT_RULES
 
 TEXTS = [
     "###Human: <Audio></Audio> What instrument plays? ###Assistant: A slow bell plays in a low register.###",

@@ -1,4 +1,4 @@
-"""A whole run of the train door on tiny towers and real audio files: what to train on, its settings, its command."""
+"""A whole run of the train command on tiny towers and real audio files: what to train on, its settings, its command."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from configs.base import Config
+from mlingo_jax.settings import Config
 from tests.tiny import tiny_llama, tiny_mert
 
 STEPS, WINDOW = 120, 20
@@ -37,7 +37,7 @@ def settings(corpus: Path, workdir: Path) -> dict[str, object]:
         "accumulate": 3,
         "mert.path": corpus / "mert",
         "mert.dtype": "float32",
-        "mert.window": WINDOW,
+        "mert.frames_per_token": WINDOW,
         "llm.path": corpus / "llm",
         "llm.dtype": "float32",
         "data.manifest": corpus / "music.jsonl",

@@ -35,7 +35,7 @@ _MP3_SLACK_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class AudioSettings:
-    """What an encoder wants to hear: its sample rate in Hz, and whether a clip is brought to mean 0, variance 1."""
+    """What an encoder wants to encode: its sample rate in Hz, and whether a clip is brought to mean 0, variance 1."""
 
     sample_rate: int
     normalize: bool
@@ -130,14 +130,12 @@ def crop(
     return waveform[start : start + samples]
 
 
-def windows(
-    waveform: Float32[np.ndarray, "N"], window_samples: int, sample_rate: int
-) -> list[Float32[np.ndarray, "W"]]:
-    """Cuts long audio into windows (views) that are heard one by one; together they are the whole waveform.
+def chunks(waveform: Float32[np.ndarray, "N"], chunk_samples: int, sample_rate: int) -> list[Float32[np.ndarray, "W"]]:
+    """Cuts long audio into windows (views) that are encoded one by one; together they are the whole waveform.
 
     A clip no longer than the window is one; a tail shorter than one second joins the window before it.
     """
-    starts = list(range(0, max(len(waveform), 1), window_samples))
+    starts = list(range(0, max(len(waveform), 1), chunk_samples))
     if len(starts) > 1 and len(waveform) - starts[-1] < sample_rate:
         starts.pop()
     return [waveform[start:end] for start, end in zip(starts, [*starts[1:], len(waveform)], strict=True)]

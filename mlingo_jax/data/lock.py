@@ -9,7 +9,7 @@ from mlingo_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def alone(lock: Path, busy: str) -> Iterator[None]:
+def exclusive_lock(lock: Path, busy: str) -> Iterator[None]:
     """Holds a lock file, made if need be; the system lets go of it when the process ends, however it ends.
 
     Raises UserError with the message `busy` if another process holds it, or if it cannot be made.

@@ -9,8 +9,8 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlingo_jax.data.datasets.annotations import items, read_csv, read_json, read_jsonl, text
-from mlingo_jax.data.datasets.conversations import turns
+from mlingo_jax.data.annotations import items, read_csv, read_json, read_jsonl, text
+from mlingo_jax.data.conversations import turns
 from mlingo_jax.data.examples import Example, Split
 from mlingo_jax.errors import UserError
 from mlingo_jax.wording import counted
@@ -52,8 +52,8 @@ def read_entries(path: Path, *, unmarked: Split | None = None) -> Iterator[Entry
             yield entry
 
 
-def read_manifest(path: str | Path, *, heard: Container[str] = ()) -> list[Example]:
-    """The manifest's examples. Audio paths are relative to it; all audio must exist, but that of clips in `heard`:
+def read_manifest(path: str | Path, *, encoded: Container[str] = ()) -> list[Example]:
+    """The manifest's examples. Audio paths are relative to it; all audio must exist, but that of clips in `encoded`:
     those whose features are cached.
 
     Raises UserError as `read_entries`, and for audio files that are missing.
@@ -64,7 +64,7 @@ def read_manifest(path: str | Path, *, heard: Container[str] = ()) -> list[Examp
     ]
     if not examples:
         raise UserError(f"{path}: no examples in it")
-    _require_audio(examples, heard)
+    _require_audio(examples, encoded)
     return examples
 
 
@@ -98,8 +98,8 @@ def _require_same_split(first: Entry, entry: Entry) -> None:
         )
 
 
-def _require_audio(examples: Sequence[Example], heard: Container[str]) -> None:
-    clips = {example.clip: example for example in reversed(examples) if example.clip not in heard}
+def _require_audio(examples: Sequence[Example], encoded: Container[str]) -> None:
+    clips = {example.clip: example for example in reversed(examples) if example.clip not in encoded}
     missing = [e for e in reversed(clips.values()) if isinstance(e.audio, Path) and not e.audio.is_file()]
     if missing:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Examples from several places, one after the other, each place drawn from as often as its weight says.
+"""Examples from several positions, one after the other, each position drawn from as often as its weight says.
 
 Nothing that grows with a prepared dataset is in memory: an example is read when it is asked for.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mlingo_jax.data.datasets.prepared import Prepared
 from mlingo_jax.data.examples import Example, Examples
+from mlingo_jax.data.prepared import Prepared
 from mlingo_jax.data.stored import StoredAudio
 from mlingo_jax.errors import UserError
 
@@ -77,8 +77,8 @@ class PreparedSplit:
 class Chosen:
     """Some of the examples."""
 
-    def __init__(self, examples: Examples, places: Int[np.ndarray, "_"]):
-        self._examples, self._places = examples, places
+    def __init__(self, examples: Examples, positions: Int[np.ndarray, "_"]):
+        self._examples, self._places = examples, positions
 
     def __len__(self) -> int:
         return len(self._places)
@@ -100,14 +100,14 @@ class Mixture:
         return self.ranges[-1].stop if self.ranges else 0
 
     def __getitem__(self, index: int) -> Example:
-        place = range(len(self))[index]
-        part = bisect.bisect_right(self.ranges, place, key=lambda r: r.start) - 1
-        return self._parts[part][place - self.ranges[part].start]
+        position = range(len(self))[index]
+        part = bisect.bisect_right(self.ranges, position, key=lambda r: r.start) - 1
+        return self._parts[part][position - self.ranges[part].start]
 
     def where(self, kept: Bool[np.ndarray, "_"]) -> "Mixture":
         """The mixture of some of the examples; the parts keep their weights."""
-        chosen = [np.flatnonzero(kept[places.start : places.stop]) for places in self.ranges]
-        parts = [Chosen(part, places) for part, places in zip(self._parts, chosen, strict=True)]
+        chosen = [np.flatnonzero(kept[positions.start : positions.stop]) for positions in self.ranges]
+        parts = [Chosen(part, positions) for part, positions in zip(self._parts, chosen, strict=True)]
         return Mixture(parts, self.weights)
 
 

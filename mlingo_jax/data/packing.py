@@ -23,11 +23,11 @@ ROW_LENGTH = 512
 class Packing:
     """The examples of each of R rows.
 
-    places: of all E examples, row by row; row r holds places[starts[r] : starts[r + 1]]. parts: rows that belong
+    positions: of all E examples, row by row; row r holds positions[starts[r] : starts[r + 1]]. parts: rows that belong
     together, as the examples' parts do. music, examples: the most music tokens and examples that a row has.
     """
 
-    places: Int[np.ndarray, "E"]
+    positions: Int[np.ndarray, "E"]
     starts: Int[np.ndarray, "_"]
     parts: list[range]
     music: int
@@ -37,7 +37,7 @@ class Packing:
         return len(self.starts) - 1
 
     def __getitem__(self, row: int) -> list[int]:
-        return self.places[self.starts[row] : self.starts[row + 1]].tolist()
+        return self.positions[self.starts[row] : self.starts[row + 1]].tolist()
 
 
 def pack(
@@ -79,7 +79,7 @@ def join(rows: Sequence[Row]) -> Row:
         positions=np.concatenate([row.positions for row in rows]),
         segments=np.concatenate([row.segments * np.int32(i) for i, row in enumerate(rows, 1)]),
         loss_weights=np.concatenate([row.loss_weights for row in rows]),
-        cut=any(row.cut for row in rows),
+        truncated=any(row.truncated for row in rows),
     )
 
 

@@ -1,6 +1,6 @@
 """From examples to batches: where their music is from, an endless shuffled stream, one pass to evaluate.
 
-Axes: B rows, L places in a row, M music tokens at most, K music tokens of a clip, D encoder width, S hidden states,
+Axes: B rows, L positions in a row, M music tokens at most, K music tokens of a clip, D encoder width, S hidden states,
 N samples.
 """
 
@@ -13,19 +13,19 @@ import numpy as np
 from jaxtyping import Float32
 
 from mlingo_jax.data.audio import AudioSettings, crop, normalize
-from mlingo_jax.data.crops import Crops
 from mlingo_jax.data.examples import Example, Examples
-from mlingo_jax.data.features import FeatureCache
 from mlingo_jax.data.packing import Packing
 from mlingo_jax.data.prompt import Prompt
 from mlingo_jax.data.rows import Batch, Music, PackedRows, Rows
 from mlingo_jax.data.stored import read_clip
 from mlingo_jax.errors import UserError
+from mlingo_jax.features.cache import FeatureCache
+from mlingo_jax.features.crops import Crops
 
 Stream = Any  # A grain.MapDataset: its type parameter changes along the way.
 
 
-class CachedMusic:
+class CachedFeatures:
     """Music features from a cache: the field `music`, [M, D] or [S, M, D] per row, zeros after the clip's own K."""
 
     def __init__(self, cache: FeatureCache, clips: Collection[str]):
@@ -54,12 +54,12 @@ class CachedMusic:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeardMusic:
-    """Audio to be heard in the step: the fields `waveform` [N], zeros after the clip's end, and `waveform_length`.
+class OnlineAudio:
+    """Audio to be encoded in the step: the fields `waveform` [N], zeros after the clip's end, and `waveform_length`.
 
     A clip longer than `seconds` is cropped to it, at a start drawn anew for each row while training, at its beginning
     otherwise; or to one of its fixed `crops`, drawn for each row or the first. `tokens` gives the number of
-    music tokens of so many samples. The field `unheard` says why a clip cannot be read ("" if it can): its row is left
+    music tokens of so many samples. The field `unreadable` says why a clip cannot be read ("" if it can): its row is left
     empty.
     """
 
@@ -76,17 +76,17 @@ class HeardMusic:
 
     def load(self, example: Example | None, rng: np.random.Generator | None) -> tuple[int, Batch]:
         """As `Music.load`."""
-        waveform, length, unheard = np.zeros(self._samples, np.float32), 0, ""
+        waveform, length, unreadable = np.zeros(self._samples, np.float32), 0, ""
         try:
             if example is not None:
-                heard = read_clip(example.audio, self.audio, minimum=self.minimum)
-                heard = self._crop(heard, example.clip, rng)
-                length = len(heard)
-                waveform[:length] = normalize(heard) if self.audio.normalize else heard
+                encoded = read_clip(example.audio, self.audio, minimum=self.minimum)
+                encoded = self._crop(encoded, example.clip, rng)
+                length = len(encoded)
+                waveform[:length] = normalize(encoded) if self.audio.normalize else encoded
         except UserError as error:
-            unheard = str(error)
+            unreadable = str(error)
         fields = {"waveform": waveform, "waveform_length": np.array(length, np.int32)}
-        return self.tokens(length) if length else 0, {**fields, "unheard": np.array(unheard, object)}
+        return self.tokens(length) if length else 0, {**fields, "unreadable": np.array(unreadable, object)}
 
     def _crop(
         self, waveform: Float32[np.ndarray, "N"], clip: str, rng: np.random.Generator | None
@@ -121,7 +121,7 @@ def make_dataset(
     All examples come once, in an order drawn for each epoch, before any comes again. The stream is dealt out to the
     processes row by row: taken together, their batches are the same whatever the number of processes.
 
-    The examples may be a mixture: `parts` says which places belong together, `weights` how often each part is drawn
+    The examples may be a mixture: `parts` says which positions belong together, `weights` how often each part is drawn
     from; each has epochs of its own. Every batch has rows of all parts, or, with `apart`, of one.
 
     With `packing`, rows hold several examples, `parts` is the packing's, and `example` is [B, E], filled up with -1.
@@ -165,8 +165,8 @@ def evaluation_batches(
     Every process gets the same number of batches; the last ones are filled up with empty rows (segment 0, weight 0).
     """
     rows, whole = Rows(examples, prompt, music, length), batch * processes
-    places = grain.MapDataset.range(-(-len(examples) // whole) * whole)[process::processes]
-    drawn = places.map(lambda place: (place if place < len(examples) else -1, None))
+    positions = grain.MapDataset.range(-(-len(examples) // whole) * whole)[process::processes]
+    drawn = positions.map(lambda position: (position if position < len(examples) else -1, None))
     return iter(drawn.batch(batch, batch_fn=rows.load).to_iter_dataset(_ahead(threads)))
 
 

@@ -1,11 +1,11 @@
-"""Questions and answers become rows of token ids with places for the music.
+"""Questions and answers become rows of token ids with positions for the music.
 
 A training row, with the default template and two music tokens (m); weights mark what the loss is taken over:
 
     BOS ###Human: <Audio> m m </Audio> What plays? ###Assistant: A bell.###
     0   0 ..            0 0 0 0 ..                             0 1 ..     1     loss_weights
 
-Each piece is tokenised by itself, as the original does, so its ids do not depend on its neighbours. A row is compact:
+Each piece is tokenised by itself, as the reference implementation does, so its ids do not depend on its neighbours. A row is compact:
 no padding before its end.
 """
 
@@ -26,7 +26,7 @@ _MUSIC_OPENS, _MUSIC_CLOSES = "<Audio>", "</Audio>"
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """How a question is put to the language model, and how an answer ends. The defaults are the original's stage 2.
+    """How a question is put to the language model, and how an answer ends. The defaults are the reference implementation's stage 2.
 
     template: has one `{}`, which takes the music and the question; empty for no prompt (stage 1, no question).
     end_symbol: ends every answer while training.
@@ -65,7 +65,7 @@ class PromptSettings:
 
 
 STAGE_1 = PromptSettings(template="", end_symbol="\n", max_answer_tokens=32, stop=("\n",))
-"""The original's pre-training: BOS, music, caption and a newline, with no prompt."""
+"""The reference implementation's pre-training: BOS, music, caption and a newline, with no prompt."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Row:
     positions: Int32[np.ndarray, "T"]
     segments: Int32[np.ndarray, "T"]
     loss_weights: Float32[np.ndarray, "T"]
-    cut: bool = False
+    truncated: bool = False
 
 
 _NONE = np.zeros(0, np.int32)
@@ -101,7 +101,7 @@ class Prompt:
         """The row of one example; without an answer, the prompt to be answered."""
         after = self._ids(self._question_text(question)) if self.settings.template else []
         ids, cut = ([], False) if answer is None else self.answer_ids(answer)
-        return _row(self._opening, music_tokens, after, ids, cut)
+        return _row(self._opening, music_tokens, after, ids, truncated)
 
     def rows(self, asked: Sequence[tuple[str, str, int]]) -> list[Row]:
         """The rows of several examples, (question, answer, music tokens) each; all are tokenised at once."""
@@ -150,7 +150,7 @@ class Prompt:
 
 
 def collate(rows: Sequence[Row], length: int, batch: int) -> dict[str, np.ndarray]:
-    """The text fields of the batch contract, [batch, length] each; missing rows and places are padding (segment 0).
+    """The text fields of the batch contract, [batch, length] each; missing rows and positions are padding (segment 0).
 
     Raises ValueError if a row or the number of rows does not fit.
     """
@@ -187,18 +187,18 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 def read_context(folder: Path) -> int | None:
     """How many tokens the language model in a folder was made for; None if its config.json, a valid one, does not say.
 
-    The computation takes no notice of it and goes on past it; what comes out there is another matter.
+    The computation takes no notice of it and resumes past it; what comes out there is another matter.
     """
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # The second is the name in the earliest LLaMA folders, Vicuna v0's among them.
-    places = values.get("max_position_embeddings") or values.get("max_sequence_length")
+    positions = values.get("max_position_embeddings") or values.get("max_sequence_length")
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     # The number is that of before a linear scaling, and of after LLaMA 3.1's.
     linear = "linear" in (rope.get("rope_type"), rope.get("type"))
-    return int(places * rope["factor"]) if places and linear else places
+    return int(positions * rope["factor"]) if positions and linear else positions
 
 
-def _row(opening: list[int], music_tokens: int, after: list[int], answer: list[int], cut: bool) -> Row:
+def _row(opening: list[int], music_tokens: int, after: list[int], answer: list[int], truncated: bool) -> Row:
     """[opening][music][after][answer], loss over the answer's tokens."""
     size = len(opening) + music_tokens + len(after) + len(answer)
     music = slice(len(opening), len(opening) + music_tokens)
@@ -208,4 +208,4 @@ def _row(opening: list[int], music_tokens: int, after: list[int], answer: list[i
     loss_weights = np.zeros(size, np.float32)
     # The first place of a row has no token before it to be predicted from.
     loss_weights[max(size - len(answer), 1) :] = 1
-    return Row(tokens, music_index, np.arange(size, dtype=np.int32), np.ones(size, np.int32), loss_weights, cut)
+    return Row(tokens, music_index, np.arange(size, dtype=np.int32), np.ones(size, np.int32), loss_weights, truncated)

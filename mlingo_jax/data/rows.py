@@ -1,6 +1,6 @@
 """Batches of rows: their examples are read, tokenised together, and get their music.
 
-Axes: B rows, L places in a row, E examples in a row at most, M music tokens at most, D encoder width, S hidden states.
+Axes: B rows, L positions in a row, E examples in a row at most, M music tokens at most, D encoder width, S hidden states.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from mlingo_jax.data.packing import Packing, join
 from mlingo_jax.data.prompt import EMPTY, Prompt, collate
 
 Batch = dict[str, np.ndarray]
-"""The fields of the batch contract, and for the host: `example`, int32 [B] or [B, E], the places of a row's examples
-in the list of examples, -1 for none; where audio is heard in the step, `unheard`, [B], why a row's clip cannot be
+"""The fields of the batch contract, and for the host: `example`, int32 [B] or [B, E], the positions of a row's examples
+in the list of examples, -1 for none; where audio is encoded in the step, `unreadable`, [B], why a row's clip cannot be
 ("" if it can)."""
 
 Drawn = tuple[int, int | None]
@@ -36,14 +36,14 @@ class Music(Protocol):
     def load(self, example: Example | None, rng: np.random.Generator | None) -> tuple[int, Batch]:
         """The number of music tokens and the music's fields of one row.
 
-        Without an example, or with one whose clip cannot be heard, 0: the row stays empty.
+        Without an example, or with one whose clip cannot be read, 0: the row stays empty.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """One example in each row; a row's number is its example's place."""
+    """One example in each row; a row's number is its example's position."""
 
     examples: Examples
     prompt: Prompt
@@ -52,14 +52,14 @@ class Rows:
 
     def load(self, drawn: Sequence[Drawn]) -> Batch:
         """The batch of these rows."""
-        examples = [self.examples[place] if place >= 0 else None for place, _ in drawn]
+        examples = [self.examples[position] if position >= 0 else None for position, _ in drawn]
         loaded = [self.music.load(e, _generator(seed)) for e, (_, seed) in zip(examples, drawn, strict=True)]
-        heard = [(e, tokens) for e, (tokens, _) in zip(examples, loaded, strict=True) if e and tokens]
-        texts = iter(self.prompt.rows([(e.question, e.answer, tokens) for e, tokens in heard]))
+        encoded = [(e, tokens) for e, (tokens, _) in zip(examples, loaded, strict=True) if e and tokens]
+        texts = iter(self.prompt.rows([(e.question, e.answer, tokens) for e, tokens in encoded]))
         rows = [next(texts) if tokens else EMPTY for tokens, _ in loaded]
         fields = {name: np.stack([fields[name] for _, fields in loaded]) for name in loaded[0][1]}
-        places = np.array([place for place, _ in drawn], np.int32)
-        return {**collate(rows, self.length, len(rows)), **fields, "example": places}
+        positions = np.array([position for position, _ in drawn], np.int32)
+        return {**collate(rows, self.length, len(rows)), **fields, "example": positions}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +74,12 @@ class PackedRows:
 
     def load(self, drawn: Sequence[Drawn]) -> Batch:
         """The batch of these rows."""
-        places = np.full((len(drawn), self.packing.examples), -1, np.int32)
+        positions = np.full((len(drawn), self.packing.examples), -1, np.int32)
         music: np.ndarray | None = None
         asked: list[tuple[str, str, int]] = []
         for b, (row, seed) in enumerate(drawn):
             of_row, rng, at = self.packing[row], _generator(seed), 0
-            places[b, : len(of_row)] = of_row
+            positions[b, : len(of_row)] = of_row
             for example in map(self.examples.__getitem__, of_row):
                 tokens, fields = self.music.load(example, rng)
                 features = fields["music"][..., :tokens, :]
@@ -90,9 +90,9 @@ class PackedRows:
                 at += tokens
                 asked.append((example.question, example.answer, tokens))
         texts = iter(self.prompt.rows(asked))
-        rows = [join([next(texts) for _ in range(count)]) for count in (places >= 0).sum(axis=1)]
+        rows = [join([next(texts) for _ in range(count)]) for count in (positions >= 0).sum(axis=1)]
         assert music is not None
-        return {**collate(rows, self.length, len(rows)), "music": music, "example": places}
+        return {**collate(rows, self.length, len(rows)), "music": music, "example": positions}
 
 
 def _generator(seed: int | None) -> np.random.Generator | None:

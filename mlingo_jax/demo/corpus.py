@@ -48,9 +48,9 @@ def write_corpus(folder: Path, settings: DemoConfig) -> list[Clip]:
         (folder / name).mkdir(parents=True)
 
     def write(item: tuple[int, tuple[Split, int, Piece]]) -> Clip:
-        number, (split, place, piece) = item
+        number, (split, position, piece) = item
         rng = np.random.default_rng([settings.seed, number])
-        audio = f"{FOLDERS[split]}/{place:04}.flac"
+        audio = f"{FOLDERS[split]}/{position:04}.flac"
         # By way of memory: of a full disk libsndfile says that its decoder does not work.
         flac = io.BytesIO()
         soundfile.write(flac, perform(piece, settings.seconds, rng), SAMPLE_RATE, format="FLAC")
@@ -83,8 +83,8 @@ def _pieces(settings: DemoConfig) -> Iterator[tuple[Split, int, Piece]]:
     for split, count in takes.items():
         rng = np.random.default_rng([settings.seed, count])
         order = rng.permutation(np.repeat(np.arange(len(kinds)), count))
-        for place, kind in enumerate(order):
-            yield split, place, kinds[kind]
+        for position, kind in enumerate(order):
+            yield split, position, kinds[kind]
 
 
 def _examples(clip: Clip, rng: np.random.Generator) -> Iterator[dict[str, Any]]:

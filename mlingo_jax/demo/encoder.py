@@ -1,9 +1,9 @@
-"""The demo's encoder: a small MERT whose convolutions are wavelets, so that it hears without having been trained.
+"""The demo's encoder: a small MERT whose convolutions are wavelets, so that it encodes without having been trained.
 
 Two wide convolutions make a scattering transform (Andén and Mallat, "Deep Scattering Spectrum", 2014). The first is an
-ear: short waves, twelve to the octave. The second listens to how loud these get over a second and a half: some of its
+encoder: short waves, twelve to the octave. The second listens to how loud these get over a second and a half: some of its
 channels to one place of the spectrum, some to pulses from 0.8 to 16 Hz, some to chords. The projection that follows
-whitens what is heard in the training clips, without labels; the layers above are random.
+whitens what is encoded in the training clips, without labels; the layers above are random.
 """
 
 import json
@@ -70,37 +70,41 @@ def make_encoder(folder: Path, clips: Iterator[Float[np.ndarray, " N"]], *, seed
     model = Mert(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     rng = np.random.default_rng(seed)
-    (ear_taps, pulse_taps), (_, channels) = config.conv_kernels, config.conv_widths
-    params["conv_layers"][0]["kernel"] = ear(ear_taps)[:, None]
-    params["conv_layers"][1]["kernel"] = scattering(pulse_taps, channels, SAMPLE_RATE / config.conv_strides[0], rng)
-    heard = _heard(nnx.graphdef(model), params, clips)
-    params["feature_projection"]["kernel"], params["feature_projection"]["bias"] = whitening(heard, config.width)
+    (ear_kernel_size, pulse_kernel_size), (_, channels) = config.conv_kernel_sizes, config.conv_channels
+    params["conv_layers"][0]["kernel"] = encoder(ear_kernel_size)[:, None]
+    params["conv_layers"][1]["kernel"] = scattering(
+        pulse_kernel_size, channels, SAMPLE_RATE / config.conv_strides[0], rng
+    )
+    encoded = _encoded(nnx.graphdef(model), params, clips)
+    params["feature_projection"]["kernel"], params["feature_projection"]["bias"] = whitening(encoded, config.embed_dim)
     write_tower(folder, "mert", ARCHITECTURE, model, jax.device_get(params))
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n", encoding="utf-8")
 
 
-def whitening(heard: Float[np.ndarray, "B C"], width: int) -> tuple[Float[np.ndarray, "C D"], Float[np.ndarray, " D"]]:
+def whitening(
+    encoded: Float[np.ndarray, "B C"], width: int
+) -> tuple[Float[np.ndarray, "C D"], Float[np.ndarray, " D"]]:
     """Kernel and bias that make the clips' means uncorrelated and of like size: the first `width` principal components.
 
     Small components are raised less than to size 1: they are noise.
     """
-    mean = heard.mean(axis=0)
-    _, sizes, axes = np.linalg.svd(heard - mean, full_matrices=False)
-    deviations = sizes / np.sqrt(len(heard))
-    scale = 1 / (deviations + SHRINK * deviations[0])
-    kernel = np.zeros((heard.shape[1], width), np.float32)
+    mean = encoded.mean(axis=0)
+    _, sizes, axes = np.linalg.svd(encoded - mean, full_matrices=False)
+    stds = sizes / np.sqrt(len(encoded))
+    scale = 1 / (stds + SHRINK * stds[0])
+    kernel = np.zeros((encoded.shape[1], width), np.float32)
     kept = min(width, len(sizes))
     kernel[:, :kept] = (axes[:kept] * scale[:kept, None]).T
     return kernel, -mean @ kernel
 
 
-def _heard(
+def _encoded(
     graphdef: nnx.GraphDef[Mert], params: dict[str, Any], clips: Iterator[Float[np.ndarray, " N"]]
 ) -> Float[np.ndarray, "B C"]:
     """What arrives at the projection, averaged over each clip."""
 
     @jax.jit
-    def hear(params: dict[str, Any], waveform: Float[Array, "1 N"]) -> Float[Array, " C"]:
+    def encode(params: dict[str, Any], waveform: Float[Array, "1 N"]) -> Float[Array, " C"]:
         mert = nnx.merge(graphdef, nnx.State(params))
         x, frames = waveform[..., None], jnp.array([waveform.shape[1]])
         for layer in mert.conv_layers:
@@ -109,32 +113,32 @@ def _heard(
         assert mert.feature_norm is not None
         return mert.feature_norm(x).mean((0, 1))
 
-    return np.stack([np.asarray(hear(params, normalize(clip)[None])) for clip in clips])
+    return np.stack([np.asarray(encode(params, normalize(clip)[None])) for clip in clips])
 
 
 def bands() -> Float[np.ndarray, " O"]:
-    """The ear's frequencies in Hz."""
+    """The encoder's frequencies in Hz."""
     return LOWEST * 2 ** (np.arange(BANDS) * OCTAVES / BANDS)
 
 
-def ear(taps: int) -> Float[np.ndarray, "T O"]:
-    """A sine and a cosine wave for each band, sixteen periods long where the taps allow."""
+def encoder(kernel_size: int) -> Float[np.ndarray, "T O"]:
+    """A sine and a cosine wave for each band, sixteen periods long where the kernel_size allow."""
     hertz = np.repeat(bands(), 2)
     phases = np.tile([0, np.pi / 2], BANDS)
     waves = np.stack(
-        [_wave(taps, h, float(SAMPLE_RATE), 16.0, phase) for h, phase in zip(hertz, phases, strict=True)], axis=1
+        [_wave(kernel_size, h, float(SAMPLE_RATE), 16.0, phase) for h, phase in zip(hertz, phases, strict=True)], axis=1
     )
     # Small enough for the group norm's epsilon to matter: a band that is silent throughout a clip stays small.
     return (0.02 * waves).astype(np.float32)
 
 
-def scattering(taps: int, channels: int, rate: float, rng: np.random.Generator) -> Float[np.ndarray, "T I O"]:
-    """The second convolution's kernel; `rate` is the frequency in Hz at which the ear's bands arrive."""
+def scattering(kernel_size: int, channels: int, rate: float, rng: np.random.Generator) -> Float[np.ndarray, "T I O"]:
+    """The second convolution's kernel; `rate` is the frequency in Hz at which the encoder's bands arrive."""
     chords = [(profile, share) for profile in _chord_profiles() for share in (1, 3, 8)]
-    kernels = [np.outer(_window(taps, taps), _bump(float(place), 1.0)) for place in range(BANDS)]
-    kernels += [np.outer(_window(taps, taps // share), profile) for profile, share in chords]
+    kernels = [np.outer(_window(kernel_size, kernel_size), _bump(float(place), 1.0)) for place in range(BANDS)]
+    kernels += [np.outer(_window(kernel_size, kernel_size // share), profile) for profile, share in chords]
     while len(kernels) < channels:
-        pulse = _wave(taps, rng.choice(PULSES), rate, 4.0, rng.uniform(0, 2 * np.pi))
+        pulse = _wave(kernel_size, rng.choice(PULSES), rate, 4.0, rng.uniform(0, 2 * np.pi))
         width = rng.choice([2.0, 6.0, 20.0])
         signs = rng.choice([-1, 1], BANDS) if width < 20 else np.ones(BANDS)
         kernels.append(np.outer(pulse, signs * _bump(rng.uniform(0, BANDS), width)))
@@ -147,15 +151,15 @@ def _chord_profiles() -> list[Float[np.ndarray, " O"]]:
     """How major and minor triads on the twelve notes look over the bands; the other mode's third counts against."""
     hertz = bands()
     semitones = 12 * np.log2(hertz / LOWEST)
-    heard = (hertz > 200) & (hertz < 3000)
+    encoded = (hertz > 200) & (hertz < 3000)
     profiles = []
     for mode, other in (("major", "minor"), ("minor", "major")):
         for root in range(12):
             weights = np.zeros(12)
             weights[[(root + interval) % 12 for interval in TRIADS[mode]]] = 1
             weights[(root + THIRDS[other]) % 12] = -1
-            profile = weights[np.round(semitones).astype(int) % 12] * heard
-            profiles.append(np.where(heard, profile - profile[heard].mean(), 0))
+            profile = weights[np.round(semitones).astype(int) % 12] * encoded
+            profiles.append(np.where(encoded, profile - profile[encoded].mean(), 0))
     return profiles
 
 
@@ -163,15 +167,15 @@ def _bump(place: float, width: float) -> Float[np.ndarray, " O"]:
     return np.exp(-0.5 * ((np.arange(BANDS) - place) / width) ** 2)
 
 
-def _window(taps: int, length: int) -> Float[np.ndarray, " T"]:
-    before = (taps - length) // 2
-    return np.pad(np.hanning(length), (before, taps - length - before))
+def _window(kernel_size: int, length: int) -> Float[np.ndarray, " T"]:
+    before = (kernel_size - length) // 2
+    return np.pad(np.hanning(length), (before, kernel_size - length - before))
 
 
-def _wave(taps: int, hertz: float, rate: float, periods: float, phase: float) -> Float[np.ndarray, " T"]:
-    """A wave of norm 1 in the middle of so many taps, faded in and out."""
-    time = (np.arange(taps) - (taps - 1) / 2) / rate
-    length = min(taps / rate, periods / hertz)
+def _wave(kernel_size: int, hertz: float, rate: float, periods: float, phase: float) -> Float[np.ndarray, " T"]:
+    """A wave of norm 1 in the middle of so many kernel_size, faded in and out."""
+    time = (np.arange(kernel_size) - (kernel_size - 1) / 2) / rate
+    length = min(kernel_size / rate, periods / hertz)
     wave = np.where(np.abs(time) <= length / 2, np.cos(np.pi * time / length) ** 2, 0)
     wave = wave * np.cos(2 * np.pi * hertz * time + phase)
     return wave / np.linalg.norm(wave)

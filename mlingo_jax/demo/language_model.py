@@ -2,7 +2,7 @@
 
 A model that has only seen captions ignores the music. So between <Audio> and </Audio> it is given the words for what is
 true, and questions and answers that agree with them. Half of the time each word has a place of its own; otherwise all
-of them share every place, as sums of their embeddings: one music token will have to carry all that is heard.
+of them share every place, as sums of their embeddings: one music token will have to carry all that is encoded.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ ARCHITECTURE = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-ROWS, LENGTH, PLACES = 64, 56, 8
+ROWS, LENGTH, MUSIC_TOKENS = 64, 56, 8
 RATE = 3e-3
 CAPTION_SHARE = 0.3
 
@@ -54,11 +54,11 @@ def make_language_model(folder: Path, prompt: PromptSettings, *, steps: int, see
     config = LlamaConfig.from_json(values, "the demo's language model")
     model = Llama(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     graphdef, state = nnx.split(model, nnx.Param)
-    adapter = nnx.graphdef(Adapter(config.vocabulary, config.width, rngs=nnx.Rngs(seed)))
+    adapter = nnx.graphdef(Adapter(config.vocab_size, config.embed_dim, rngs=nnx.Rngs(seed)))
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
         # The adapter's place is taken by the embedding table: a music token is a weighted sum of words.
-        words = {"projection": {"kernel": params["embedding"], "bias": jnp.zeros(config.width)}}
+        words = {"projection": {"kernel": params["embedding"], "bias": jnp.zeros(config.embed_dim)}}
         llm = nnx.merge(graphdef, nnx.State(params))
         total, tokens = answer_loss(llm, nnx.merge(adapter, nnx.State(words)), batch, batch["music"])
         return total / tokens
@@ -92,21 +92,21 @@ def _batches(prompt: Prompt, rng: np.random.Generator) -> Iterator[dict[str, np.
     subjects = (*ATTRIBUTES, CAPTION)
     shares = [(1 - CAPTION_SHARE) / len(ATTRIBUTES)] * len(ATTRIBUTES) + [CAPTION_SHARE]
     while True:
-        rows, music = [], np.zeros((ROWS, PLACES, len(prompt.tokenizer)), np.float32)
+        rows, music = [], np.zeros((ROWS, MUSIC_TOKENS, len(prompt.tokenizer)), np.float32)
         for row in range(ROWS):
             truth = {name: str(rng.choice(values)) for name, values in ATTRIBUTES.items()}
             subject = subjects[rng.choice(len(subjects), p=shares)]
             said = [words[truth[name]] for name in rng.permutation(list(truth))]
             said += [said[i] for i in rng.integers(len(said), size=rng.integers(3))]
-            ids = np.concatenate(said)[:PLACES]
+            ids = np.concatenate(said)[:MUSIC_TOKENS]
             if rng.random() < 0.5:
-                places = len(ids)
-                music[row, np.arange(places), ids] = 1
+                positions = len(ids)
+                music[row, np.arange(positions), ids] = 1
             else:
-                places = int(rng.integers(1, PLACES))
-                for place in range(places):
-                    np.add.at(music[row, place], ids, rng.uniform(0.3, 1, len(ids)))
-            rows.append(prompt.row(ask(subject, rng), tell(subject, truth, rng), places))
+                positions = int(rng.integers(1, MUSIC_TOKENS))
+                for position in range(positions):
+                    np.add.at(music[row, position], ids, rng.uniform(0.3, 1, len(ids)))
+            rows.append(prompt.row(ask(subject, rng), tell(subject, truth, rng), positions))
         yield {**collate(rows, LENGTH, ROWS), "music": music}
 
 

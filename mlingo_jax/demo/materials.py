@@ -11,15 +11,15 @@ from pathlib import Path
 
 import soundfile
 
-from configs.base import Config
 from configs.demo import DemoConfig
 from conversion import to_jax
-from conversion.folders import new_target
 from mlingo_jax.demo.corpus import read_clips, write_corpus
 from mlingo_jax.demo.encoder import make_encoder
 from mlingo_jax.demo.language_model import make_language_model
-from mlingo_jax.processes import once
+from mlingo_jax.processes import run_on_primary
+from mlingo_jax.settings import Config
 from mlingo_jax.training.run import prompt_settings
+from mlingo_jax.weights.folders import new_target
 
 TIMES = "seconds.json"
 
@@ -30,7 +30,7 @@ def prepare(config: Config) -> None:
     The folder is named after all that it depends on, and appears when everything in it is whole.
     """
     folder = materials_folder(config)
-    once("the demo's materials", lambda: _make_unless_there(folder, config))
+    run_on_primary("the demo's materials", lambda: _make_unless_there(folder, config))
     config.data.manifest = str(folder / "corpus" / "manifest.jsonl")
     config.mert.path = str(folder / "mert")
     config.llm.path = str(folder / "llm")

@@ -1,4 +1,4 @@
-"""After the demo has trained: it is asked about clips that it never heard, and its answers are graded."""
+"""After the demo has trained: it is asked about clips that it has never seen, and its answers are graded."""
 
 import dataclasses
 import json
@@ -12,12 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 import mlingo_jax
-from configs.base import Config
 from mlingo_jax.demo.corpus import Clip, read_clips
 from mlingo_jax.demo.materials import TIMES
 from mlingo_jax.demo.music import ATTRIBUTES
 from mlingo_jax.demo.texts import CAPTION, CAPTION_REQUESTS, QUESTIONS, named
-from mlingo_jax.writing import write_whole
+from mlingo_jax.files import write_atomic
+from mlingo_jax.settings import Config
 
 # The whole demo's clock: the module is imported as the command begins.
 _START = time.perf_counter()
@@ -46,8 +46,8 @@ def report(config: Config, workdir: Path) -> dict[str, Any]:
         "examples": [_example(i, corpus, clips, answers) for i in _spread(len(clips))],
         "settings": dataclasses.asdict(config),
     }
-    write_whole(workdir / "report.json", [json.dumps(values, indent=2, ensure_ascii=False), "\n"])
-    write_whole(workdir / "report.md", [_markdown(values)])
+    write_atomic(workdir / "report.json", [json.dumps(values, indent=2, ensure_ascii=False), "\n"])
+    write_atomic(workdir / "report.md", [_markdown(values)])
     _show(values, workdir, corpus)
     return values
 
@@ -109,12 +109,12 @@ def _markdown(values: Mapping[str, Any]) -> str:
     made = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in values["seconds_to_make_materials"].items())
     settings = values["settings"]
     lines = [
-        "# What the demo's adapter hears",
+        "# What the demo's adapter encodes",
         "",
-        f"Answers about {values['clips']} clips that were not heard in training. An answer counts if it names the true "
+        f"Answers about {values['clips']} clips that were not seen in training. An answer counts if it names the true "
         "value and no other; *shuffled* grades the same answers against the other clips, so it shows what could be "
         "said without listening. The clips are new pieces, but by the same synthesised players and all in C: the table "
-        "shows that the whole path works, not how well MusiLingo hears real music.",
+        "shows that the whole path works, not how well MusiLingo encodes real music.",
         "",
         table(values["held_out"]),
         "",
@@ -134,7 +134,7 @@ def _markdown(values: Mapping[str, Any]) -> str:
 def _show(values: Mapping[str, Any], workdir: Path, corpus: Path) -> None:
     for example in values["examples"]:
         print(f"\n{example['audio']}\n  true:   {example['caption']}\n  answer: {example['answers'][ASKED[CAPTION]]}")
-    print(f"\nanswers about {values['clips']} clips that were not heard in training:\n\n{table(values['held_out'])}\n")
+    print(f"\nanswers about {values['clips']} clips that were not seen in training:\n\n{table(values['held_out'])}\n")
     print(f"{values['seconds']:.0f} s in all. Read {workdir / 'report.md'}; then ask about any audio file:\n")
     print(
         f"  python -m mlingo_jax.caption {corpus / 'held_out'} --adapter {workdir} "

@@ -12,10 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from conversion.checkpoints import write_checkpoint
-from conversion.keymap import entries, parameters
-from conversion.tensors import Tensor
-from conversion.towers import KINDS, TowerName
+from mlingo_jax.weights.checkpoints import write_checkpoint
+from mlingo_jax.weights.keymap import entries, parameters
+from mlingo_jax.weights.tensors import Tensor
+from mlingo_jax.weights.towers import KINDS, TowerName
 
 Params = dict[str, Any]
 Batch = Mapping[str, Array]

@@ -1,4 +1,4 @@
-"""Answers as a jsonl file that a killed command goes on with: whole lines only, nothing twice, one set of settings."""
+"""Answers as a jsonl file that a killed command resumes with: whole lines only, nothing twice, one set of settings."""
 
 import json
 import os
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import atomic_replace, write_atomic
 from mlingo_jax.wording import counted
-from mlingo_jax.writing import replacing, write_whole
 
 Key = tuple[str, str]
 
@@ -16,7 +16,7 @@ Key = tuple[str, str]
 class AnswerFile:
     """A jsonl file of one object per file and question, open for appending. A context manager.
 
-    A line is {"file", "question", "answer", ...}, or {"file", "question", "error"} where the file could not be heard.
+    A line is {"file", "question", "answer", ...}, or {"file", "question", "error"} where the file could not be read.
     `settings` (what the answers depend on: weights, prompt, options) are kept beside it in NAME.settings.json.
 
     Opened again, a last line that was cut off is dropped, and so are the errors of `asked`: they are tried once more.
@@ -35,7 +35,7 @@ class AnswerFile:
                 self._require_settings(settings)
                 self._keep_answers(asked)
             else:
-                write_whole(self._settings_path, [json.dumps(settings, indent=2), "\n"])
+                write_atomic(self._settings_path, [json.dumps(settings, indent=2), "\n"])
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -60,7 +60,7 @@ class AnswerFile:
     def _cannot_write(self, error: OSError) -> UserError:
         kept = f"; it keeps {counted(len(self.done), 'answer')}" if self.done else ""
         return UserError(
-            f"{self.path}: cannot be written ({error.strerror}){kept}; the same command goes on from there"
+            f"{self.path}: cannot be written ({error.strerror}){kept}; the same command resumes from there"
         )
 
     def _require_settings(self, settings: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class AnswerFile:
                     self.done.add(key)
                 dropped |= failed and key in asked
         if dropped:
-            with replacing(self.path) as partial, partial.open("wb") as file:
+            with atomic_replace(self.path) as partial, partial.open("wb") as file:
                 file.writelines(self._kept_lines(asked))
 
     def _kept_lines(self, asked: set[Key]) -> Iterator[bytes]:

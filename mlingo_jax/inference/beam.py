@@ -1,7 +1,7 @@
 """Beam search, as transformers does it by default: length penalty 1 (the mean log-probability per token counts), and a
 row is done when its best running hypothesis has a lower mean than its worst finished one (early_stopping=False).
 
-Axes: B rows, K beams, P places of the padded prompt, N places for answer tokens, V vocabulary, E language-model width,
+Axes: B rows, K beams, P positions of the padded prompt, N positions for answer tokens, V vocabulary, E language-model width,
 A automaton states.
 """
 
@@ -42,7 +42,7 @@ class BeamState:
     """The beam loop between two tokens.
 
     Attributes:
-        tokens: the running hypotheses, the most probable first; places not reached yet hold 0.
+        tokens: the running hypotheses, the most probable first; positions not reached yet hold 0.
         scores: their summed log-probabilities.
         stop_states: their states of the stop automaton.
         finished: the best finished hypotheses.
@@ -112,22 +112,22 @@ def beam_search(
 
 def _extend_beams(state: BeamState, logits: Float[Array, "B K V"], table: Int32[Array, "A V"]) -> BeamState:
     """One token more: the K best continuations that go on run on, those of the K best that end are finished."""
-    batch, beams, places = state.tokens.shape
-    vocabulary = logits.shape[-1]
+    batch, beams, positions = state.tokens.shape
+    vocab_size = logits.shape[-1]
     totals = jax.nn.log_softmax(logits, axis=-1) + state.scores[..., None]
     next_states = table[state.stop_states]
     ended = next_states < START
 
     def continuations(totals: Float[Array, "B K V"]) -> tuple[Array, Array, Array, Array]:
         scores, flat = jax.lax.top_k(totals.reshape(batch, -1), beams)
-        parents, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
+        parents, token = flat // vocab_size, (flat % vocab_size).astype(jnp.int32)
         tokens = jnp.take_along_axis(state.tokens, parents[..., None], axis=1).at[:, :, state.step].set(token)
         stop_states = jnp.take_along_axis(next_states.reshape(batch, -1), flat, axis=1)
         return scores, parents, tokens, stop_states
 
     step = state.step + 1
     scores, _, tokens, stop_states = continuations(totals)
-    ends = ((stop_states < START) | (step == places)) & state.open[:, None]
+    ends = ((stop_states < START) | (step == positions)) & state.open[:, None]
     lengths = jnp.where(ends, step, 0)
     means = jnp.where(ends, scores / step, NO_SCORE)
     finished = _best(state.finished, Hypotheses(tokens, lengths, stop_states, means))
@@ -142,7 +142,7 @@ def _extend_beams(state: BeamState, logits: Float[Array, "B K V"], table: Int32[
         open=state.open & (~full | (scores[:, 0] / step > finished.scores.min(axis=1))),
         step=step,
         positions=state.positions + 1,
-        cache=_follow(state.cache, parents, places),
+        cache=_follow(state.cache, parents, positions),
     )
 
 
@@ -153,9 +153,9 @@ def _best(one: Hypotheses, other: Hypotheses) -> Hypotheses:
     return jax.tree.map(lambda x: jnp.take_along_axis(x, kept.reshape(*kept.shape, *[1] * (x.ndim - 2)), axis=1), both)
 
 
-def _no_hypotheses(batch: int, beams: int, places: int) -> Hypotheses:
+def _no_hypotheses(batch: int, beams: int, positions: int) -> Hypotheses:
     return Hypotheses(
-        tokens=jnp.zeros((batch, beams, places), jnp.int32),
+        tokens=jnp.zeros((batch, beams, positions), jnp.int32),
         lengths=jnp.zeros((batch, beams), jnp.int32),
         stop_states=jnp.full((batch, beams), START, jnp.int32),
         scores=jnp.full((batch, beams), NO_SCORE),
@@ -167,14 +167,14 @@ def _repeat_rows(cache: KVCache, times: int) -> KVCache:
     return KVCache(keys, values, jnp.repeat(cache.positions, times, axis=0))
 
 
-def _follow(cache: KVCache, parents: Int[Array, "B K"], places: int) -> KVCache:
-    """Each beam takes over the answer so far of its parent: the cache's last `places` - 1 slots.
+def _follow(cache: KVCache, parents: Int[Array, "B K"], positions: int) -> KVCache:
+    """Each beam takes over the answer so far of its parent: the cache's last `positions` - 1 slots.
 
     The prompt and the positions are the same in all beams of a row and stay where they are.
     """
     beams = parents.shape[1]
     rows = (jnp.arange(parents.shape[0])[:, None] * beams + parents).reshape(-1)
-    prompt = cache.positions.shape[1] - (places - 1)
+    prompt = cache.positions.shape[1] - (positions - 1)
 
     def reorder(x: Array) -> Array:
         return x.at[..., prompt:, :, :].set(x[..., rows, prompt:, :, :])

@@ -1,6 +1,6 @@
 """Greedy decoding and sampling: the prompt is read once, then one jitted loop writes an answer in every row.
 
-Axes: B rows, P places of the padded prompt, N places for answer tokens, S = P + N - 1 slots of the key/value cache (the
+Axes: B rows, P positions of the padded prompt, N positions for answer tokens, S = P + N - 1 slots of the key/value cache (the
 last token of an answer is never read), E language-model width, V vocabulary, A automaton states.
 """
 
@@ -38,7 +38,7 @@ class DecodeState:
     """The decode loop between two tokens.
 
     Attributes:
-        answers: what has been written; places not reached yet hold 0.
+        answers: what has been written; positions not reached yet hold 0.
         step: tokens written in each row that has not ended; the newest one is not in the cache yet.
         positions: RoPE position of each row's newest token. Rows have prompts of different lengths, so position and
             cache slot (the same for all rows: P + step - 1 for the newest token) differ.
@@ -62,10 +62,10 @@ def read_prompt(
 ) -> tuple[Float[Array, "B V"], Int32[Array, " B"], KVCache]:
     """Fills a cache of P + `slots` slots; gives the logits of each row's first answer token and that token's position.
 
-    Rows begin at place 0 and are padded at their end with segment 0.
+    Rows begin at position 0 and are padded at their end with segment 0.
     """
-    batch, places = segments.shape
-    cache = llm.init_cache(batch, places + slots, embeddings.dtype)
+    batch, positions = segments.shape
+    cache = llm.init_cache(batch, positions + slots, embeddings.dtype)
     hidden, cache = llm.extend(embeddings, positions, segments, cache, jnp.int32(0))
     last = jnp.maximum((segments > 0).sum(axis=1) - 1, 0)[:, None]
     logits = llm.logits(jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0])
@@ -113,11 +113,11 @@ def decode(
     The memory of `state` is used again: it cannot be read afterwards.
     """
     llm = nnx.merge(graphdef, nnx.State(params))
-    places = state.answers.tokens.shape[1]
-    prompt = state.cache.positions.shape[1] - (places - 1)
+    positions = state.answers.tokens.shape[1]
+    prompt = state.cache.positions.shape[1] - (positions - 1)
 
     def unfinished(state: DecodeState) -> Array:
-        return (state.step < jnp.minimum(limit, places)) & (state.answers.stop_states >= START).any()
+        return (state.step < jnp.minimum(limit, positions)) & (state.answers.stop_states >= START).any()
 
     def advance(state: DecodeState) -> DecodeState:
         newest = state.answers.tokens[:, state.step - 1]

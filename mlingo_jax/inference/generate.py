@@ -1,6 +1,6 @@
 """From prompts as embeddings to answers as text: the one entry to greedy decoding, sampling and beam search.
 
-Axes: B rows, P places of the padded prompt, E language-model width.
+Axes: B rows, P positions of the padded prompt, E language-model width.
 """
 
 import dataclasses

@@ -63,7 +63,7 @@ def _fewest(
     """Marks as few of each row's largest logits as are `enough`, all of them if that is never so.
 
     The least logit kept is found by bisection over the 2^32 numbers it can be: 32 sums instead of sorting the
-    vocabulary, which takes several times as long.
+    vocab_size, which takes several times as long.
     """
     bits = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.int32)
     # Negative numbers' bits grow with their magnitude; turned over, integers stand in the order of the numbers.

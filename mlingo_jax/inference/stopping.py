@@ -104,7 +104,7 @@ class TextReader:
 
 @functools.lru_cache(maxsize=16)
 def stop_rule(
-    tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], eos: tuple[int, ...], vocabulary: int
+    tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], eos: tuple[int, ...], vocab_size: int
 ) -> StopRule:
     """The rule for a tokenizer, stop texts and end-of-sequence ids; `vocabulary` is the language model's (V).
 
@@ -115,32 +115,32 @@ def stop_rule(
     """
     if "" in texts:
         raise UserError("a stop text is empty: leave it out, or give the text at which an answer shall end")
-    if any(not 0 <= token < vocabulary for token in eos):
+    if any(not 0 <= token < vocab_size for token in eos):
         raise UserError(
             f"end-of-sequence ids {list(eos)} of the language model lie outside its vocabulary of {vocabulary}"
         )
     known = token_bytes(tokenizer)
-    table = transition_table(known[:vocabulary], [text.encode() for text in texts], vocabulary)
+    table = transition_table(known[:vocab_size], [text.encode() for text in texts], vocab_size)
     for token, content in tokenizer.added_tokens_decoder.items():
-        if content.content in texts and token < vocabulary:
+        if content.content in texts and token < vocab_size:
             table[START:, token] = ENDED_BY_STOP
     table[START:, list(eos)] = ENDED_BY_EOS
     return StopRule(texts, known, jnp.asarray(table))
 
 
-def transition_table(token_bytes: Sequence[bytes], stops: Sequence[bytes], vocabulary: int) -> Int32[np.ndarray, "S V"]:
+def transition_table(token_bytes: Sequence[bytes], stops: Sequence[bytes], vocab_size: int) -> Int32[np.ndarray, "S V"]:
     """The automaton that takes tokens: state after each token from each state.
 
     Tokens of the vocabulary beyond `token_bytes` (rows that pad an embedding) add nothing.
     """
     by_byte = _byte_transitions(stops)
-    table = np.repeat(np.arange(len(by_byte), dtype=np.int32)[:, None], vocabulary, axis=1)
+    table = np.repeat(np.arange(len(by_byte), dtype=np.int32)[:, None], vocab_size, axis=1)
     lengths = np.array([len(b) for b in token_bytes], np.int64)
     joined = np.frombuffer(b"".join(token_bytes), np.uint8)
     starts = np.cumsum(lengths) - lengths
-    for place in range(lengths.max(initial=0)):
-        longer = np.flatnonzero(lengths > place)
-        table[:, longer] = by_byte[table[:, longer], joined[starts[longer] + place]]
+    for position in range(lengths.max(initial=0)):
+        longer = np.flatnonzero(lengths > position)
+        table[:, longer] = by_byte[table[:, longer], joined[starts[longer] + position]]
     return table
 
 

@@ -22,10 +22,10 @@ class Adapter(nnx.Module):
     def __init__(self, features: int, tokens: int, *, states: int | None = None, rngs: nnx.Rngs):
         sizes = {"D": features, "E": tokens}
         self.projection = Projection("BMD,DE->BME", sizes, bias="E", dtype=jnp.float32, rngs=rngs)
-        self.state_logits = None if states is None else parameter("S", {"S": states}, None, jnp.zeros, jnp.float32)
+        self.layer_weights = None if states is None else parameter("S", {"S": states}, None, jnp.zeros, jnp.float32)
 
     def __call__(self, features: Float[Array, "B ..."]) -> Float[Array, "B M E"]:
         features = features.astype(jnp.float32)
-        if self.state_logits is not None:
-            features = jnp.einsum("S,BSMD->BMD", jax.nn.softmax(self.state_logits[...]), features)
+        if self.layer_weights is not None:
+            features = jnp.einsum("S,BSMD->BMD", jax.nn.softmax(self.layer_weights[...]), features)
         return self.projection(features)

@@ -54,13 +54,13 @@ def attend(
     return _splash(query, key, value, segments)
 
 
-def choose(platform: str, length: int, head_width: int, dtype: DTypeLike, causal: bool) -> Implementation:
+def choose(platform: str, length: int, head_dim: int, dtype: DTypeLike, causal: bool) -> Implementation:
     """How self-attention over rows of this length is computed best on a platform ("cpu", "gpu", "tpu")."""
     if length < LONG or jnp.dtype(dtype) != jnp.bfloat16:
         return "xla"
     # cuDNN's backward pass and its added mask take even lengths only. What is not causal here is a frozen encoder: a
     # forward pass by lengths, and MERT makes 2,249 frames of 30 s.
-    if platform == "gpu" and head_width <= 128 and head_width % 8 == 0 and not (causal and length % 2):
+    if platform == "gpu" and head_dim <= 128 and head_dim % 8 == 0 and not (causal and length % 2):
         return "cudnn"
     return "splash" if platform == "tpu" else "xla"
 

@@ -1,6 +1,6 @@
 """What the encoder and the language model share: projections and norms.
 
-Axes: B rows, T places, D width, N heads, K key/value heads, H head width, F inner width, L layers.
+Axes: B rows, T positions, D width, N heads, K key/value heads, H head width, F inner width, L layers.
 Every parameter carries its axes as letters (`nnx.Param(..., axes="LNHD")`): conversion and sharding read them.
 Layers of one kind are stacked along a leading L and run by `lax.scan` over their split state.
 """
@@ -52,8 +52,8 @@ class Projection(nnx.Module):
         axes = operands.split(",")[1]
         self.equation = equation
         contracted = "".join(a for a in axes if a not in out)
-        deviation = math.prod(sizes[a] for a in contracted) ** -0.5
-        kernel = parameter(axes, sizes, layers, normal(rngs, deviation), dtype)
+        std = math.prod(sizes[a] for a in contracted) ** -0.5
+        kernel = parameter(axes, sizes, layers, normal(rngs, std), dtype)
         self.kernel, self.scale = (
             (kernel, None) if quantization == "none" else _quantized(kernel, contracted, quantization)
         )
@@ -71,8 +71,8 @@ def _per_output(equation: str, scale: Float[Array, "..."]) -> Float[Array, "..."
     """The scales along the product's last axes, if each makes whole outputs; None if they differ within a sum."""
     operands, out = equation.split("->")
     axes = operands.split(",")[1]
-    contracted = tuple(place for place, axis in enumerate(axes) if axis not in out)
-    if any(scale.shape[place] > 1 for place in contracted):
+    contracted = tuple(position for position, axis in enumerate(axes) if axis not in out)
+    if any(scale.shape[position] > 1 for position in contracted):
         return None
     return scale.squeeze(contracted)
 
@@ -150,7 +150,7 @@ def parameter(axes: str, sizes: Mapping[str, int], layers: int | None, init, dty
     return nnx.Param(init(shape, dtype), axes=axes)
 
 
-def normal(rngs: nnx.Rngs, deviation: float):
+def normal(rngs: nnx.Rngs, std: float):
     """An initialiser `(shape, dtype) -> array` drawing from a normal distribution."""
     key = rngs.params()
-    return lambda shape, dtype: (deviation * jax.random.normal(key, shape)).astype(dtype)
+    return lambda shape, dtype: (std * jax.random.normal(key, shape)).astype(dtype)

@@ -22,10 +22,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from mlingo_jax.models.attention import Segments, attend
 from mlingo_jax.models.layers import ACTIVATIONS, Projection, RMSNorm, normal, parameter
 from mlingo_jax.models.llama_config import LlamaConfig
-from mlingo_jax.models.partition import GATHERED, IN_PLACE, constrain, gather
+from mlingo_jax.models.partition import DECODE_RULES, GATHERED, constrain, gather_params
 from mlingo_jax.models.quantization import Quantization
 
-Kept = Float[Array, "L B S K H"] | tuple[Float[Array, "B S K H"], ...]
+CacheArrays = Float[Array, "L B S K H"] | tuple[Float[Array, "B S K H"], ...]
 
 NO_WINDOW = np.iinfo(np.int32).max
 
@@ -52,12 +52,12 @@ class KVCache:
     Keys and values of all layers are stacked as the layers are, or one array a layer.
     """
 
-    key: Kept
-    value: Kept
+    key: CacheArrays
+    value: CacheArrays
     positions: Int[Array, "B S"]
 
 
-def visible(
+def attention_mask(
     positions: Int[Array, "B T"],
     segments: Int[Array, "B T"],
     key_positions: Int[Array, "B S"],
@@ -81,20 +81,20 @@ def visible(
 
 
 def rope_frequencies(config: LlamaConfig) -> Float32[np.ndarray, "R"]:
-    """The angles in radians by which a head's R pairs of numbers turn from one position to the next."""
-    exponents = np.arange(0, config.head_width, 2, dtype=np.float32) / np.float32(config.head_width)
+    """The angles in radians by which a head's R pairs of numbers angles from one position to the next."""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     return config.rope_scaling(1 / np.float32(config.rope_theta) ** exponents)
 
 
-def rotation(config: LlamaConfig, positions: Int[Array, "B T"]) -> Float32[Array, "2 B T R"]:
+def rope_angles(config: LlamaConfig, positions: Int[Array, "B T"]) -> Float32[Array, "2 B T R"]:
     """Cosines and sines of the angles of each position, once for all layers (RoFormer, section 3.2)."""
     angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
     return jnp.stack((jnp.cos(angles), jnp.sin(angles)))
 
 
-def rotate(x: Float[Array, "B T N H"], turn: Float32[Array, "2 B T R"]) -> Float[Array, "B T N H"]:
+def apply_rope(x: Float[Array, "B T N H"], angles: Float32[Array, "2 B T R"]) -> Float[Array, "B T N H"]:
     """Turns the pairs (i, i + H / 2) of every head, in float32; returned in the input's dtype."""
-    cos, sin = turn[..., None, :]
+    cos, sin = angles[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
 
@@ -119,10 +119,10 @@ class Attention(nnx.Module):
     """Grouped-query attention's projections, stacked over the layers."""
 
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, quantization: Quantization, rngs: nnx.Rngs):
-        sizes = {"D": config.width, "N": config.heads, "K": config.kv_heads, "H": config.head_width}
-        kept = {"layers": config.layers, "dtype": dtype, "quantization": quantization}
+        sizes = {"D": config.embed_dim, "N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim}
+        kept = {"layers": config.num_layers, "dtype": dtype, "quantization": quantization}
         project = partial(Projection, sizes=sizes, **kept, rngs=rngs)
-        norm = partial(RMSNorm, config.head_width, axis="H", eps=config.eps, layers=config.layers, dtype=dtype)
+        norm = partial(RMSNorm, config.head_dim, axis="H", eps=config.eps, layers=config.num_layers, dtype=dtype)
         self.query = project("BTD,NHD->BTNH", bias="NH" if config.qkv_bias else "")
         self.key = project("BTD,KHD->BTKH", bias="KH" if config.qkv_bias else "")
         self.value = project("BTD,KHD->BTKH", bias="KH" if config.qkv_bias else "")
@@ -131,21 +131,21 @@ class Attention(nnx.Module):
         self.key_norm = norm() if config.qk_norm else None
 
     def project(
-        self, x: Float[Array, "B T D"], turn: Float32[Array, "2 B T R"]
+        self, x: Float[Array, "B T D"], angles: Float32[Array, "2 B T R"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """Query, key and value heads; query and key are turned to their positions."""
         query, key = self.query(x), self.key(x)
         query = query if self.query_norm is None else self.query_norm(query)
         key = key if self.key_norm is None else self.key_norm(key)
-        return rotate(query, turn), rotate(key, turn), self.value(x)
+        return apply_rope(query, angles), apply_rope(key, angles), self.value(x)
 
 
 class MLP(nnx.Module):
     """The gated feed-forward block: down(activation(gate(x)) * up(x))."""
 
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, quantization: Quantization, rngs: nnx.Rngs):
-        sizes = {"D": config.width, "F": config.inner}
-        kept = {"layers": config.layers, "dtype": dtype, "quantization": quantization}
+        sizes = {"D": config.embed_dim, "F": config.mlp_dim}
+        kept = {"layers": config.num_layers, "dtype": dtype, "quantization": quantization}
         project = partial(Projection, sizes=sizes, **kept, rngs=rngs)
         self.activation = config.activation
         self.gate = project("BTD,DF->BTF", bias="F" if config.mlp_bias else "")
@@ -156,21 +156,21 @@ class MLP(nnx.Module):
         return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 
 
-class Layers(nnx.Module):
+class DecoderLayer(nnx.Module):
     """All decoder layers, stacked; a scan takes them one by one, and then these methods are one layer's."""
 
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, quantization: Quantization, rngs: nnx.Rngs):
-        norm = partial(RMSNorm, config.width, eps=config.eps, layers=config.layers, dtype=dtype)
+        norm = partial(RMSNorm, config.embed_dim, eps=config.eps, layers=config.num_layers, dtype=dtype)
         self.attention_norm = norm()
         self.attention = Attention(config, dtype=dtype, quantization=quantization, rngs=rngs)
         self.mlp_norm = norm()
         self.mlp = MLP(config, dtype=dtype, quantization=quantization, rngs=rngs)
 
     def project(
-        self, x: Float[Array, "B T D"], turn: Float32[Array, "2 B T R"]
+        self, x: Float[Array, "B T D"], angles: Float32[Array, "2 B T R"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """The layer up to its attention: query, key and value heads of the residual stream `x`."""
-        return self.attention.project(self.attention_norm(x), turn)
+        return self.attention.project(self.attention_norm(x), angles)
 
     def finish(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         """The layer from its attention's result on."""
@@ -197,18 +197,18 @@ class Llama(nnx.Module):
     ):
         self.config = config
         self.stacked = stacked
-        sizes = {"V": config.vocabulary, "D": config.width}
+        sizes = {"V": config.vocab_size, "D": config.embed_dim}
         initial = partial(parameter, "VD", sizes, None, dtype=dtype)
-        self.embedding = initial(init=normal(rngs, config.width**-0.5))
-        layers = Layers(config, dtype=dtype, quantization=quantization, rngs=rngs)
-        self.layers = layers if stacked else nnx.List(_unstacked(layers, config.layers))
-        self.norm = RMSNorm(config.width, eps=config.eps, dtype=dtype)
-        self.head = None if config.tied else initial(init=normal(rngs, config.width**-0.5))
+        self.embedding = initial(init=normal(rngs, config.embed_dim**-0.5))
+        layers = DecoderLayer(config, dtype=dtype, quantization=quantization, rngs=rngs)
+        self.layers = layers if stacked else nnx.List(_unstacked(layers, config.num_layers))
+        self.norm = RMSNorm(config.embed_dim, eps=config.eps, dtype=dtype)
+        self.head = None if config.tied else initial(init=normal(rngs, config.embed_dim**-0.5))
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The tokens' rows of the embedding table, which stays where it is: tokens and rows travel, not the table."""
-        tokens = constrain(tokens, "BT", IN_PLACE)
-        return constrain(jnp.take(self.embedding[...], tokens, axis=0), "BTD", IN_PLACE)
+        tokens = constrain(tokens, "BT", DECODE_RULES)
+        return constrain(jnp.take(self.embedding[...], tokens, axis=0), "BTD", DECODE_RULES)
 
     def __call__(
         self,
@@ -222,7 +222,7 @@ class Llama(nnx.Module):
 
         `remat` says which of a layer's activations the backward pass makes again: see `REMAT`.
         """
-        turn = rotation(self.config, positions)
+        angles = rope_angles(self.config, positions)
         # The layers are one computation; with a window in some of them the mask is the layer's own.
         windowed = any(window is not None and window < positions.shape[1] for window in self.config.windows)
         in_words = None if windowed else Segments(segments, causal=True)
@@ -230,9 +230,9 @@ class Llama(nnx.Module):
         graphdef = self._graphdef
 
         def step(x: Array, _: Array | int, state: Any, window: Array | int) -> Array:
-            layer = nnx.merge(graphdef, gather(state))
-            mask = visible(positions, segments, positions, segments, window)
-            attended = attend(*layer.project(x, turn), mask, in_words)
+            layer = nnx.merge(graphdef, gather_params(state))
+            mask = attention_mask(positions, segments, positions, segments, window)
+            attended = attend(*layer.project(x, angles), mask, in_words)
             return constrain(layer.finish(x, attended), "BTD")
 
         # prevent_cse is for remat outside of a scan, and costs time inside.
@@ -250,9 +250,9 @@ class Llama(nnx.Module):
 
     def init_cache(self, batch: int, size: int, dtype: DTypeLike) -> KVCache:
         """An empty cache of `size` slots for each of `batch` rows."""
-        layers, shape = self.config.layers, (batch, size, self.config.kv_heads, self.config.head_width)
+        layers, shape = self.config.num_layers, (batch, size, self.config.num_kv_heads, self.config.head_dim)
 
-        def empty() -> Kept:
+        def empty() -> CacheArrays:
             if self.stacked:
                 return jnp.zeros((layers, *shape), dtype)
             return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
@@ -273,7 +273,7 @@ class Llama(nnx.Module):
         The tokens take slots `start` to `start + T` in every row, which must fit the cache; padding (segment 0) takes
         its slots too, as empty ones. At slot 0 this is the prefill, with T = 1 a decoding step.
         """
-        turn = rotation(self.config, positions)
+        angles = rope_angles(self.config, positions)
         segments = jnp.minimum(segments, 1)
         stored = jnp.where(segments == 0, -1, positions).astype(cache.positions.dtype)
         key_positions = jax.lax.dynamic_update_slice(cache.positions, stored, (0, start))
@@ -283,29 +283,29 @@ class Llama(nnx.Module):
 
         # The whole cache is carried and written in place; scanned over, slice by slice, it would stand in memory twice.
         def step(
-            carry: tuple[Array, Kept, Kept], index: Any, state: Any, window: Array | int
-        ) -> tuple[Array, Kept, Kept]:
+            carry: tuple[Array, CacheArrays, CacheArrays], index: Any, state: Any, window: Array | int
+        ) -> tuple[Array, CacheArrays, CacheArrays]:
             x, keys, values = carry
             layer = nnx.merge(graphdef, state)
-            query, key, value = layer.project(x, turn)
+            query, key, value = layer.project(x, angles)
             keys, own_keys = _store(keys, index, constrain(key, "BTKH"), start)
             values, own_values = _store(values, index, constrain(value, "BTKH"), start)
-            mask = visible(positions, segments, key_positions, key_segments, window)
+            mask = attention_mask(positions, segments, key_positions, key_segments, window)
             attended = attend(constrain(query, "BTNH"), own_keys.astype(x.dtype), own_values.astype(x.dtype), mask)
-            return constrain(layer.finish(x, attended), "BTD", IN_PLACE), keys, values
+            return constrain(layer.finish(x, attended), "BTD", DECODE_RULES), keys, values
 
-        x = constrain(embeddings.astype(self.embedding.dtype), "BTD", IN_PLACE)
+        x = constrain(embeddings.astype(self.embedding.dtype), "BTD", DECODE_RULES)
         x, keys, values = self._through(step, (x, cache.key, cache.value))
         return self.norm(x), KVCache(keys, values, key_positions)
 
     @property
-    def _graphdef(self) -> nnx.GraphDef[Layers]:
-        return nnx.graphdef(self.layers if isinstance(self.layers, Layers) else self.layers[0])
+    def _graphdef(self) -> nnx.GraphDef[DecoderLayer]:
+        return nnx.graphdef(self.layers if isinstance(self.layers, DecoderLayer) else self.layers[0])
 
     def _through(self, step: Callable[..., Any], carry: Any) -> Any:
         """The layers one after the other: `step` takes the carry, a layer's index, its state and its window."""
         windows = [NO_WINDOW if window is None else window for window in self.config.windows]
-        if isinstance(self.layers, Layers):
+        if isinstance(self.layers, DecoderLayer):
             scanned = (jnp.arange(len(windows)), nnx.state(self.layers), jnp.array(windows, jnp.int32))
             return jax.lax.scan(lambda carry, one: (step(carry, *one), None), carry, scanned)[0]
         for index, (layer, window) in enumerate(zip(self.layers, windows, strict=True)):
@@ -313,10 +313,10 @@ class Llama(nnx.Module):
         return carry
 
 
-def _unstacked(layers: Layers, count: int) -> list[Layers]:
+def _unstacked(layers: DecoderLayer, count: int) -> list[DecoderLayer]:
     graphdef, stack = nnx.split(layers)
 
-    def one(index: int) -> Layers:
+    def one(index: int) -> DecoderLayer:
         parameters = nnx.to_flat_state(stack)
         parts = [(path, p.replace(p[...][index], axes=p.get_metadata("axes")[1:])) for path, p in parameters]
         return nnx.merge(graphdef, nnx.from_flat_state(parts))
@@ -325,8 +325,8 @@ def _unstacked(layers: Layers, count: int) -> list[Layers]:
 
 
 def _store(
-    kept: Kept, index: Any, new: Float[Array, "B T K H"], start: Int[Array, ""] | int
-) -> tuple[Kept, Float[Array, "B S K H"]]:
+    kept: CacheArrays, index: Any, new: Float[Array, "B T K H"], start: Int[Array, ""] | int
+) -> tuple[CacheArrays, Float[Array, "B S K H"]]:
     """All layers' keys, or values, with the newest of one of them from slot `start` on; and that layer's alone."""
     if isinstance(kept, tuple):
         own = jax.lax.dynamic_update_slice(kept[index], new.astype(kept[index].dtype), (0, start, 0, 0))

@@ -78,13 +78,13 @@ class LlamaConfig:
     `windows` gives each layer's sliding window in tokens, None for all of the past.
     """
 
-    vocabulary: int
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
+    vocab_size: int
+    embed_dim: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
     eps: float
     activation: str
     rope_theta: float
@@ -105,23 +105,23 @@ class LlamaConfig:
         """
         attributes = Attributes(values, source, WHEN_ABSENT)
         family = attributes.only("model_type", *FAMILIES)
-        heads, width = attributes.count("num_attention_heads"), attributes.count("hidden_size")
+        heads, embed_dim = attributes.count("num_attention_heads"), attributes.count("hidden_size")
         # Only LLaMA's files may lack this one, and Qwen3's head_dim is no function of the width.
         if family == "llama":
             attributes.values.setdefault("num_key_value_heads", heads)
-        if family != "qwen3" and width % heads == 0:
-            attributes.values.setdefault("head_dim", width // heads)
+        if family != "qwen3" and embed_dim % heads == 0:
+            attributes.values.setdefault("head_dim", embed_dim // heads)
         layers = attributes.count("num_hidden_layers")
         bias = family in ("llama", "qwen3") and attributes.flag("attention_bias")
         theta, scaling = _read_rope(attributes)
         config = cls(
-            vocabulary=attributes.count("vocab_size"),
-            width=width,
-            inner=attributes.count("intermediate_size"),
-            layers=layers,
-            heads=heads,
-            kv_heads=attributes.count("num_key_value_heads"),
-            head_width=attributes.count("head_dim", least=2),
+            vocab_size=attributes.count("vocab_size"),
+            embed_dim=embed_dim,
+            mlp_dim=attributes.count("intermediate_size"),
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=attributes.count("num_key_value_heads"),
+            head_dim=attributes.count("head_dim", least=2),
             eps=attributes.number("rms_norm_eps"),
             activation=attributes.only("hidden_act", *ACTIVATIONS),
             rope_theta=theta,
@@ -133,9 +133,9 @@ class LlamaConfig:
             qk_norm=family == "qwen3",
             tied=attributes.flag("tie_word_embeddings"),
         )
-        if heads % config.kv_heads:
+        if heads % config.num_kv_heads:
             attributes.refuse("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
-        if config.head_width % 2:
+        if config.head_dim % 2:
             attributes.refuse("head_dim", "even")
         for name, off in SWITCHED_OFF.items():
             if name not in attributes.seen:

@@ -4,7 +4,7 @@ For one clip it computes what MERT's `modeling_MERT.py` and transformers' `Huber
 differs from them on purpose: statistics, attention and pooling see a row's own frames only, so that a clip's features
 do not depend on its neighbours.
 
-Axes: B rows, N samples (of a waveform), T frames or convolution taps, U a convolution's output frames, I and O its
+Axes: B rows, N samples (of a waveform), T frames or convolution kernel_size, U a convolution's output frames, I and O its
 input and output channels, C the last one's output channels, D width, F inner width, N heads and H head width (of a
 kernel), L layers, S hidden states (L + 1), K pooling windows.
 """
@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from mlingo_jax.models.attention import Segments, attend
 from mlingo_jax.models.attributes import Attributes
 from mlingo_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, normal, parameter
-from mlingo_jax.models.partition import constrain, gather, used
+from mlingo_jax.models.partition import constrain, gather_params, used
 
 Samples = TypeVar("Samples", bound=int | np.integer | np.ndarray | Array)
 
@@ -60,21 +60,21 @@ HARMLESS = """
 class MertConfig:
     """An encoder's architecture, as its `config.json` gives it."""
 
-    width: int
-    inner: int
-    layers: int
-    heads: int
+    embed_dim: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
     eps: float
     activation: str
     pre_norm: bool
-    conv_widths: tuple[int, ...]
-    conv_kernels: tuple[int, ...]
+    conv_channels: tuple[int, ...]
+    conv_kernel_sizes: tuple[int, ...]
     conv_strides: tuple[int, ...]
     conv_bias: bool
     conv_norm: str
     conv_activation: str
     projection_norm: bool
-    position_taps: int
+    position_kernel_size: int
     position_groups: int
     mask_embedding: bool
 
@@ -90,34 +90,34 @@ class MertConfig:
         for name, off in SWITCHED_OFF.items():
             attributes.only(name, off)
         config = cls(
-            width=attributes.count("hidden_size"),
-            inner=attributes.count("intermediate_size"),
-            layers=attributes.count("num_hidden_layers"),
-            heads=attributes.count("num_attention_heads"),
+            embed_dim=attributes.count("hidden_size"),
+            mlp_dim=attributes.count("intermediate_size"),
+            num_layers=attributes.count("num_hidden_layers"),
+            num_heads=attributes.count("num_attention_heads"),
             eps=attributes.number("layer_norm_eps"),
             activation=attributes.only("hidden_act", *ACTIVATIONS),
             pre_norm=attributes.flag("do_stable_layer_norm"),
-            conv_widths=attributes.counts("conv_dim"),
-            conv_kernels=attributes.counts("conv_kernel"),
+            conv_channels=attributes.counts("conv_dim"),
+            conv_kernel_sizes=attributes.counts("conv_kernel"),
             conv_strides=attributes.counts("conv_stride"),
             conv_bias=attributes.flag("conv_bias"),
             conv_norm=attributes.only("feat_extract_norm", "group", "layer"),
             conv_activation=attributes.only("feat_extract_activation", *ACTIVATIONS),
             projection_norm=attributes.flag("feat_proj_layer_norm"),
-            position_taps=attributes.count("num_conv_pos_embeddings"),
+            position_kernel_size=attributes.count("num_conv_pos_embeddings"),
             position_groups=attributes.count("num_conv_pos_embedding_groups"),
             # transformers makes this parameter only where training is to mask something.
             mask_embedding=max(attributes.number("mask_time_prob"), attributes.number("mask_feature_prob")) > 0,
         )
-        convs = len(config.conv_widths)
+        convs = len(config.conv_channels)
         if attributes.get("num_feat_extract_layers") not in (None, convs):
             attributes.refuse("num_feat_extract_layers", f"the length of conv_dim, {convs}")
         for name in ("conv_kernel", "conv_stride"):
             if len(attributes.counts(name)) != convs:
                 attributes.refuse(name, f"as long as conv_dim, {convs}")
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-            if config.width % attributes.count(name):
-                attributes.refuse(name, f"a divisor of hidden_size, {config.width}")
+            if config.embed_dim % attributes.count(name):
+                attributes.refuse(name, f"a divisor of hidden_size, {config.embed_dim}")
         attributes.finish(HARMLESS.split())
         return config
 
@@ -134,12 +134,12 @@ class MertConfig:
     @property
     def receptive_field(self) -> int:
         """Samples that one frame sees; the shortest audio that has a frame."""
-        reaches = [(k - 1) * math.prod(self.conv_strides[:i]) for i, k in enumerate(self.conv_kernels)]
+        reaches = [(k - 1) * math.prod(self.conv_strides[:i]) for i, k in enumerate(self.conv_kernel_sizes)]
         return 1 + sum(reaches)
 
     def frames(self, samples: Samples) -> Samples:
         """Number of frames of that many samples, for an integer or an array of them; 0 below the receptive field."""
-        for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
+        for kernel, stride in zip(self.conv_kernel_sizes, self.conv_strides, strict=True):
             samples = _conv_length(samples, kernel, stride)
         return samples
 
@@ -165,12 +165,12 @@ class ConvLayer(nnx.Module):
     """Strided convolution without padding, norm (none, `ChannelNorm` or `LayerNorm`), activation."""
 
     def __init__(self, config: MertConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        inputs = config.conv_widths[index - 1] if index else 1
-        outputs, taps = config.conv_widths[index], config.conv_kernels[index]
+        inputs = config.conv_channels[index - 1] if index else 1
+        outputs, kernel_size = config.conv_channels[index], config.conv_kernel_sizes[index]
         self.stride = config.conv_strides[index]
         self.activation = config.conv_activation
-        sizes = {"T": taps, "I": inputs, "O": outputs}
-        self.kernel = parameter("TIO", sizes, None, normal(rngs, (taps * inputs) ** -0.5), dtype)
+        sizes = {"T": kernel_size, "I": inputs, "O": outputs}
+        self.kernel = parameter("TIO", sizes, None, normal(rngs, (kernel_size * inputs) ** -0.5), dtype)
         self.bias = parameter("O", sizes, None, jnp.zeros, dtype) if config.conv_bias else None
         if config.conv_norm == "layer":
             self.norm = LayerNorm(outputs, axis="O", eps=CONV_NORM_EPS, dtype=dtype)
@@ -204,17 +204,17 @@ class PositionConv(nnx.Module):
     def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.groups = config.position_groups
         self.activation = config.conv_activation
-        inputs = config.width // self.groups
-        sizes = {"T": config.position_taps, "I": inputs, "O": config.width}
+        inputs = config.embed_dim // self.groups
+        sizes = {"T": config.position_kernel_size, "I": inputs, "O": config.embed_dim}
         self.gain = parameter("T", sizes, None, jnp.ones, dtype)
         self.direction = parameter("TIO", sizes, None, normal(rngs, 1.0), dtype)
         self.bias = parameter("O", sizes, None, jnp.zeros, dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         kernel = self.kernel().astype(x.dtype)
-        taps = len(kernel)
-        # Half the taps on either side; an even number would give one frame more, and the last one is dropped.
-        padding = (taps // 2, (taps - 1) // 2)
+        kernel_size = len(kernel)
+        # Half the kernel_size on either side; an even number would give one frame more, and the last one is dropped.
+        padding = (kernel_size // 2, (kernel_size - 1) // 2)
         convolve = partial(
             jax.lax.conv_general_dilated,
             window_strides=(1,),
@@ -240,8 +240,8 @@ class Attention(nnx.Module):
     """Self-attention of all frames to a row's valid frames."""
 
     def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        sizes = {"D": config.width, "N": config.heads, "H": config.width // config.heads}
-        project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
+        sizes = {"D": config.embed_dim, "N": config.num_heads, "H": config.embed_dim // config.num_heads}
+        project = partial(Projection, sizes=sizes, layers=config.num_layers, dtype=dtype, rngs=rngs)
         self.query = project("BTD,NDH->BTNH", bias="NH")
         self.key = project("BTD,NDH->BTNH", bias="NH")
         self.value = project("BTD,NDH->BTNH", bias="NH")
@@ -257,8 +257,8 @@ class MLP(nnx.Module):
     """Two linear maps with an activation between them."""
 
     def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        sizes = {"D": config.width, "F": config.inner}
-        project = partial(Projection, sizes=sizes, layers=config.layers, dtype=dtype, rngs=rngs)
+        sizes = {"D": config.embed_dim, "F": config.mlp_dim}
+        project = partial(Projection, sizes=sizes, layers=config.num_layers, dtype=dtype, rngs=rngs)
         self.activation = config.activation
         self.up = project("BTD,DF->BTF", bias="F")
         self.down = project("BTF,FD->BTD", bias="D")
@@ -267,12 +267,12 @@ class MLP(nnx.Module):
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
-class Layers(nnx.Module):
+class EncoderLayer(nnx.Module):
     """All transformer layers, stacked along L; a scan's slice of them is one layer, and that is what is called."""
 
     def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.pre_norm = config.pre_norm
-        norm = partial(LayerNorm, config.width, eps=config.eps, layers=config.layers, dtype=dtype)
+        norm = partial(LayerNorm, config.embed_dim, eps=config.eps, layers=config.num_layers, dtype=dtype)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.attention_norm = norm()
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
@@ -292,8 +292,8 @@ class Mert(nnx.Module):
     def __init__(self, config: MertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.config = config
         self.dtype = jnp.dtype(dtype)
-        width, channels = config.width, config.conv_widths[-1]
-        convs = range(len(config.conv_widths))
+        embed_dim, channels = config.embed_dim, config.conv_channels[-1]
+        convs = range(len(config.conv_channels))
         self.conv_layers = nnx.List([ConvLayer(config, i, dtype=dtype, rngs=rngs) for i in convs])
         self.feature_norm = (
             LayerNorm(channels, axis="C", eps=config.eps, dtype=dtype) if config.projection_norm else None
@@ -303,29 +303,29 @@ class Mert(nnx.Module):
         mask = config.mask_embedding
         self.masked_spec_embed = parameter("D", sizes, None, normal(rngs, 1.0), dtype) if mask else None
         self.position_conv = PositionConv(config, dtype=dtype, rngs=rngs)
-        self.layers = Layers(config, dtype=dtype, rngs=rngs)
-        self.norm = LayerNorm(width, eps=config.eps, dtype=dtype)
+        self.layers = EncoderLayer(config, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(embed_dim, eps=config.eps, dtype=dtype)
 
     def features(
         self,
         waveform: Float[Array, "B N"],
         lengths: Int[Array, " B"],
         *,
-        window: int,
-        keep_states: bool = False,
+        frames_per_token: int,
+        per_layer: bool = False,
         mask_time: Bool[Array, "B T"] | None = None,
     ) -> Float32[Array, "B *S K D"]:
         """Music features: the mean over hidden states, then over windows of `window` valid frames.
 
         Each row's first `lengths` samples count. A row's last window may be shorter; windows behind it are 0.
-        K = ceil(frames(N) / window). `keep_states` leaves out the mean over the S hidden states. `mask_time`
+        K = ceil(frames(N) / frames_per_token). `per_layer` leaves out the mean over the S hidden states. `mask_time`
         (SpecAugment) puts the learned mask vector in the place of these frames.
         """
         frames = self.config.frames(lengths)
         # A state is pooled where it is made: S states of K windows are kept, never S states of T frames.
-        pool = partial(_pool, frames=frames, window=window)
+        pool = partial(_pool, frames=frames, frames_per_token=frames_per_token)
         states = self._states(waveform, lengths, pool, mask_time)
-        return jnp.moveaxis(states, 0, 1) if keep_states else states.mean(0)
+        return jnp.moveaxis(states, 0, 1) if per_layer else states.mean(0)
 
     def hidden_states(self, waveform: Float[Array, "B N"], lengths: Int[Array, " B"]) -> Float[Array, "S B T D"]:
         """Every hidden state, as transformers 4 returns them: the last one is normed in a pre-norm encoder as well.
@@ -350,7 +350,7 @@ class Mert(nnx.Module):
         static, stacked = nnx.split(self.layers)
 
         def step(x: Array, layer: Any) -> tuple[Array, Array]:
-            return constrain(nnx.merge(static, gather(layer))(x, valid), "BTD"), keep(x)
+            return constrain(nnx.merge(static, gather_params(layer))(x, valid), "BTD"), keep(x)
 
         x, states = jax.lax.scan(step, x, stacked)
         if self.config.pre_norm:
@@ -388,11 +388,11 @@ def _valid(x: Float[Array, "B T C"], frames: Int[Array, " B"]) -> Bool[Array, "B
     return (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
 
 
-def _pool(x: Float[Array, "B T D"], frames: Int[Array, " B"], window: int) -> Float32[Array, "B K D"]:
+def _pool(x: Float[Array, "B T D"], frames: Int[Array, " B"], frames_per_token: int) -> Float32[Array, "B K D"]:
     """Means over windows of `window` frames, of each row's first `frames` frames only; 0 for a window without any."""
-    batch, length, width = x.shape
-    windows = -(-length // window)
+    batch, length, embed_dim = x.shape
+    windows = -(-length // frames_per_token)
     x = jnp.where(_valid(x, frames), x.astype(jnp.float32), 0)
-    x = jnp.pad(x, ((0, 0), (0, windows * window - length), (0, 0)))
-    counts = jnp.clip(frames[:, None] - window * jnp.arange(windows), 1, window)
-    return x.reshape(batch, windows, window, width).sum(2) / counts[..., None]
+    x = jnp.pad(x, ((0, 0), (0, windows * frames_per_token - length), (0, 0)))
+    counts = jnp.clip(frames[:, None] - frames_per_token * jnp.arange(windows), 1, frames_per_token)
+    return x.reshape(batch, windows, frames_per_token, embed_dim).sum(2) / counts[..., None]

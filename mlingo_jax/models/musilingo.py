@@ -1,6 +1,6 @@
 """MusiLingo put together: music tokens take their places among the text, and the answer is scored.
 
-Axes: B rows, L places in a row, M music tokens, N samples, D encoder width, E language-model width.
+Axes: B rows, L positions in a row, M music tokens, N samples, D encoder width, E language-model width.
 The batch contract (docs/architecture.md) gives each row's fields.
 """
 

@@ -19,11 +19,11 @@ from jaxtyping import Array
 from mlingo_jax.errors import UserError
 from mlingo_jax.wording import counted
 
-Table = Mapping[str, tuple[str, ...]]
+Rules = Mapping[str, tuple[str, ...]]
 
 # How parameters are kept: heads, inner width and vocabulary over `tensor`, width over `fsdp`; the channels of
 # convolutions, which are gathered where they are used, over both.
-STORED: Table = {
+PARAM_RULES: Rules = {
     "N": ("tensor",),
     "K": ("tensor",),
     "F": ("tensor",),
@@ -32,13 +32,19 @@ STORED: Table = {
     "O": ("fsdp", "tensor"),
 }
 # Vectors that are kept whole: gathering them would cost a wait in every layer, and save nothing to speak of.
-WHOLE = ("D", "LD", "O")
+REPLICATED = ("D", "LD", "O")
 # How parameters and activations are computed with: rows over `data` and `fsdp`; heads, inner width and vocabulary over
 # `tensor`; the residual stream's width whole.
-USED: Table = {"B": ("data", "fsdp"), "N": ("tensor",), "K": ("tensor",), "F": ("tensor",), "V": ("tensor",)}
+ACTIVATION_RULES: Rules = {
+    "B": ("data", "fsdp"),
+    "N": ("tensor",),
+    "K": ("tensor",),
+    "F": ("tensor",),
+    "V": ("tensor",),
+}
 # How activations come to parameters that stay where they are: to an embedding table, and in decoding to the layers, for
 # a few tokens are less to move than weights.
-IN_PLACE: Table = {"B": ("data",), "D": ("fsdp",)}
+DECODE_RULES: Rules = {"B": ("data",), "D": ("fsdp",)}
 
 GATHERED = "gathered"
 ROLES: Mapping[str, str] = {
@@ -52,7 +58,7 @@ ROLES: Mapping[str, str] = {
 
 
 def partition(axes: str, mesh: Mesh | AbstractMesh) -> P:
-    """How a parameter is kept on a mesh: each axis by its letter (`STORED`). See `check_divides`."""
+    """How a parameter is kept on a mesh: each axis by its letter (`PARAM_RULES`). See `check_divides`."""
     return _spec(_kept(axes, mesh))
 
 
@@ -79,7 +85,7 @@ def check_divides(model: nnx.Module, name: str, mesh: Mesh | AbstractMesh) -> No
         raise UserError(f"{name}: cannot be split evenly: {', '.join(sorted(problems))}; change --config.mesh{instead}")
 
 
-def constrain(x: Array, axes: str, table: Table = USED) -> Array:
+def constrain(x: Array, axes: str, table: Rules = ACTIVATION_RULES) -> Array:
     """An array of a computation, laid on the mesh in use (`jax.set_mesh`) by its axes' letters; as it is without one.
 
     An axis that does not divide evenly, say the one row of a question, is whole on every device.
@@ -89,14 +95,14 @@ def constrain(x: Array, axes: str, table: Table = USED) -> Array:
     return jax.lax.with_sharding_constraint(x, used(x.shape, axes, table))
 
 
-def used(shape: tuple[int, ...], axes: str, table: Table = USED) -> P:
+def used(shape: tuple[int, ...], axes: str, table: Rules = ACTIVATION_RULES) -> P:
     """How an array of that shape lies in a computation on the mesh in use: see `constrain`."""
     mesh = jax.sharding.get_abstract_mesh()
     splits = zip(shape, _splits(axes, table, mesh), strict=True)
     return _spec([names if size % _parts(names, mesh) == 0 else () for size, names in splits])
 
 
-def gather(layer: Any) -> Any:
+def gather_params(layer: Any) -> Any:
     """One layer's state, sliced from the stack, as its computation takes them: gathered over `fsdp`.
 
     For the policies of `jax.checkpoint` each has the name GATHERED.
@@ -110,10 +116,10 @@ def gather(layer: Any) -> Any:
 
 
 def _kept(axes: str, mesh: Mesh | AbstractMesh) -> list[tuple[str, ...]]:
-    return [()] * len(axes) if axes in WHOLE else _splits(axes, STORED, mesh)
+    return [()] * len(axes) if axes in REPLICATED else _splits(axes, PARAM_RULES, mesh)
 
 
-def _splits(axes: str, table: Table, mesh: Mesh | AbstractMesh) -> list[tuple[str, ...]]:
+def _splits(axes: str, table: Rules, mesh: Mesh | AbstractMesh) -> list[tuple[str, ...]]:
     """The mesh axes that split each axis. One is used once: of two axes that would go along it, the first does."""
     splits: list[tuple[str, ...]] = []
     for letter in axes:

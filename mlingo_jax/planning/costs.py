@@ -10,7 +10,7 @@ from jax.stages import Compiled, Traced
 from mlingo_jax.planning.flops import operations
 from mlingo_jax.planning.machines import GIB
 from mlingo_jax.planning.program import Collective, collectives
-from mlingo_jax.planning.shapes import Shapes, trace_hearing, trace_reading, trace_writing
+from mlingo_jax.planning.shapes import Shapes, trace_encoding, trace_reading, trace_writing
 from mlingo_jax.planning.traffic import moved_bytes
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -78,9 +78,9 @@ def answering_costs(shapes: Shapes, mesh: Mesh, rows: int) -> tuple[Costs, Costs
     return costs_of(reading, compiled), compile_costs(trace_writing(shapes, mesh, reading, compiled))
 
 
-def hearing_operations(shapes: Shapes, mesh: Mesh) -> int:
-    """Multiplications and additions to hear one clip, in pieces where it is long, as the feature cache is filled."""
-    traced = trace_hearing(shapes, mesh, mesh.size)
+def encoding_operations(shapes: Shapes, mesh: Mesh) -> int:
+    """Multiplications and additions to encode one clip, in pieces where it is long, as the feature cache is filled."""
+    traced = trace_encoding(shapes, mesh, mesh.size)
     waveform = traced.args_info[0][1]
     return operations(traced.jaxpr) * shapes.samples // waveform.shape[0] // waveform.shape[1]
 

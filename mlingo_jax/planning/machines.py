@@ -1,6 +1,6 @@
 """Machines that one might rent: what a device of each kind holds and how fast it is, as its maker publishes it.
 
-Knows nothing of JAX, so that a door can ask before JAX starts.
+Knows nothing of JAX, so that a command can ask before JAX starts.
 """
 
 import dataclasses

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conversion.checkpoints import read_json
-from conversion.released import LLAMA_1, MERT_330M
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
+from mlingo_jax.weights.checkpoints import read_json
+from mlingo_jax.weights.released import LLAMA_1, MERT_330M
 
 # Source: the towers' config.json on the Hugging Face hub; what only training reads is left out.
 MERT_95M: Mapping[str, Any] = {

@@ -45,19 +45,19 @@ def describe_run(shapes: Shapes, sources: tuple[str, str]) -> list[str]:
     """The towers, and a step's rows."""
     config, counts = shapes.config, parameter_counts(shapes)
     kept = config.llm.dtype if config.llm.quantization == "none" else config.llm.quantization
-    heard = "heard in the step" if config.data.hear_in_step else "features cached"
+    encoded = "encoded in the step" if config.data.encode_in_step else "features cached"
     assumed = "" if config.data.length else " (assumed; --config.data.length sets it)"
     return [
         f"encoder      {counts[0]:,} parameters, {config.mert.dtype} ({sources[0]})",
         f"language     {counts[1]:,} parameters, {kept} ({sources[1]})",
         f"step         {counted(config.batch_size, 'row')} of {shapes.length} tokens{assumed}, {shapes.music} of them "
-        f"music from {shapes.heard:g} s, {heard}",
+        f"music from {shapes.encoded:g} s, {encoded}",
     ]
 
 
 def describe_step(shapes: Shapes, costs: Costs, machine: Machine) -> list[str]:
     """A train step's memory, operations, traffic and collectives on each device, and the least time it takes."""
-    terms = f"{'2 N_encoder frames + ' if shapes.config.data.hear_in_step else ''}4 N_llm tokens"
+    terms = f"{'2 N_encoder frames + ' if shapes.config.data.encode_in_step else ''}4 N_llm tokens"
     lines = [
         f"memory       {_memory(costs, machine)}",
         f"operations   {costs.operations / 1e12:.1f} T in all; the floor {terms} is {formula(shapes) / 1e12:.1f} T",
@@ -96,12 +96,14 @@ def describe_whole(shapes: Shapes, limit: Roofline, machine: Machine) -> list[st
     return [f"whole run    {counted(steps, 'step')}: {_rent(steps * limit.seconds, machine)}"]
 
 
-def describe_hearing(operations: int, clips: int, machine: Machine) -> list[str]:
+def describe_encoding(operations: int, clips: int, machine: Machine) -> list[str]:
     """What filling the feature cache takes, at the limit of computing; `operations` are those of one clip."""
     if not machine.kind:
-        return [f"hearing      once, before: {operations / 1e12:.2f} T operations a clip"]
+        return [f"encoding      once, before: {operations / 1e12:.2f} T operations a clip"]
     seconds = operations / machine.devices / machine.kind.flops
-    line = f"hearing      once, before: {operations / 1e12:.2f} T operations a clip, {1 / seconds:,.0f} clips/s at most"
+    line = (
+        f"encoding      once, before: {operations / 1e12:.2f} T operations a clip, {1 / seconds:,.0f} clips/s at most"
+    )
     return [line + (f"; {counted(clips, 'clip')}: {_rent(clips * seconds, machine)}" if clips else "")]
 
 

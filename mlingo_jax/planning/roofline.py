@@ -40,7 +40,7 @@ def roofline(costs: Costs, kind: Kind, devices: int) -> Roofline:
 
 
 def formula(shapes: Shapes) -> int:
-    """Operations of an adapter-only step, by parameters: 2 N_encoder for each frame heard, 4 N_llm for each token.
+    """Operations of an adapter-only step, by parameters: 2 N_encoder for each frame encoded, 4 N_llm for each token.
 
     Two for the forward pass, two for the activations' gradient; weights have none.
     """
@@ -59,22 +59,22 @@ def besides(shapes: Shapes) -> dict[str, int]:
     if config.llm.remat == "layer":
         found["activations again 2 N_llm tokens"] = 2 * parameter_counts(shapes)[1] * config.batch_size * shapes.length
     if frames:
-        found["the frames' attention"] = 4 * frames * shapes.frames * encoder.width * encoder.layers
+        found["the frames' attention"] = 4 * frames * shapes.frames * encoder.embed_dim * encoder.num_layers
         found["the extractor"] = config.batch_size * _extractor(encoder, shapes.samples)
     return found
 
 
 def _frames(shapes: Shapes) -> int:
-    return shapes.config.batch_size * shapes.frames if shapes.config.data.hear_in_step else 0
+    return shapes.config.batch_size * shapes.frames if shapes.config.data.encode_in_step else 0
 
 
 def _extractor(encoder: MertConfig, samples: int) -> int:
     """Operations of the convolutions for one clip, beyond two for each parameter and frame."""
-    inputs = (1, *encoder.conv_widths)
-    weights = [k * i * o for k, i, o in zip(encoder.conv_kernels, inputs, encoder.conv_widths, strict=False)]
-    places = samples
+    inputs = (1, *encoder.conv_channels)
+    weights = [k * i * o for k, i, o in zip(encoder.conv_kernel_sizes, inputs, encoder.conv_channels, strict=False)]
+    positions = samples
     total = 0
-    for weight, kernel, stride in zip(weights, encoder.conv_kernels, encoder.conv_strides, strict=True):
-        places = (places - kernel) // stride + 1
-        total += 2 * weight * places
-    return total - 2 * sum(weights) * places
+    for weight, kernel, stride in zip(weights, encoder.conv_kernel_sizes, encoder.conv_strides, strict=True):
+        positions = (positions - kernel) // stride + 1
+        total += 2 * weight * positions
+    return total - 2 * sum(weights) * positions

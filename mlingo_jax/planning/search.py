@@ -6,11 +6,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from configs.base import MeshConfig
 from mlingo_jax.errors import UserError
 from mlingo_jax.planning.costs import Costs, DoesNotFit, check_fits
 from mlingo_jax.planning.machines import GIB
 from mlingo_jax.planning.shapes import Shapes, weight_bytes
+from mlingo_jax.settings import MeshConfig
 from mlingo_jax.training.sharding import check_batch, make_mesh
 
 

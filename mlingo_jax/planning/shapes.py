@@ -1,6 +1,6 @@
 """A run's programs and their arguments, by shapes alone: no weights, no data, nothing on a device.
 
-Axes: B rows, L places in a row, M music tokens, N samples, D encoder width, P places of a prompt, A automaton states,
+Axes: B rows, L positions in a row, M music tokens, N samples, D encoder width, P positions of a prompt, A automaton states,
 V vocabulary.
 """
 
@@ -18,10 +18,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Traced
 
-from configs.base import Config
 from mlingo_jax.data.audio import AudioSettings
-from mlingo_jax.data.hearing import count_tokens
-from mlingo_jax.data.survey import round_up
+from mlingo_jax.data.statistics import round_up
+from mlingo_jax.features.encode import count_tokens
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter
@@ -30,6 +29,7 @@ from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.models.partition import check_divides, partition
 from mlingo_jax.models.quantization import Quantization
+from mlingo_jax.settings import Config
 from mlingo_jax.training.music import most_seconds, piece_seconds
 from mlingo_jax.training.sharding import BATCH
 from mlingo_jax.training.step import Networks, compile_train_step, init_state
@@ -47,7 +47,7 @@ class Shapes:
     Attributes:
         config: the run's settings.
         encoder, llm: the towers' architectures.
-        seconds: of audio in a clip; a run that crops hears no more than a crop of it, and a step just that.
+        seconds: of audio in a clip; a run that crops encodes no more than a crop of it, and a step just that.
     """
 
     config: Config
@@ -56,15 +56,15 @@ class Shapes:
     seconds: float
 
     @property
-    def heard(self) -> float:
-        """Seconds of a clip that are heard for a row."""
+    def encoded(self) -> float:
+        """Seconds of a clip that are encoded for a row."""
         most = most_seconds(self.config)
-        return most if self.config.data.hear_in_step else min(self.seconds, most)
+        return most if self.config.data.encode_in_step else min(self.seconds, most)
 
     @property
     def samples(self) -> int:
-        """N: of a clip, as far as it is heard."""
-        return round(self.heard * SAMPLE_RATE)
+        """N: of a clip, as far as it is encoded."""
+        return round(self.encoded * SAMPLE_RATE)
 
     @property
     def frames(self) -> int:
@@ -75,16 +75,18 @@ class Shapes:
     def music(self) -> int:
         """M: music tokens of a clip."""
         audio = AudioSettings(SAMPLE_RATE, normalize=True)
-        return count_tokens(self.samples, audio, self.encoder, self.config.mert.window, piece_seconds(self.config))
+        return count_tokens(
+            self.samples, audio, self.encoder, self.config.mert.frames_per_token, piece_seconds(self.config)
+        )
 
     @property
     def length(self) -> int:
         """L: as the config says, or what its prompt's longest answer needs."""
-        needed = self.places + self.config.prompt.max_answer_tokens
+        needed = self.positions + self.config.prompt.max_answer_tokens
         return self.config.data.length or round_up(needed)
 
     @property
-    def places(self) -> int:
+    def positions(self) -> int:
         """P: of a prompt, the row without its answer."""
         return 1 + self.music + (QUESTION if self.config.prompt.template else 0)
 
@@ -92,7 +94,7 @@ class Shapes:
 def networks(shapes: Shapes, mesh: Mesh | None = None) -> tuple[Mert, Llama, Adapter]:
     """The three networks in the abstract, as they are loaded for a mesh."""
     config = shapes.config
-    states = shapes.encoder.states if config.adapter.learn_states else None
+    states = shapes.encoder.states if config.adapter.layer_weights else None
     language = partial(
         Llama,
         shapes.llm,
@@ -103,7 +105,9 @@ def networks(shapes: Shapes, mesh: Mesh | None = None) -> tuple[Mert, Llama, Ada
     return (
         nnx.eval_shape(lambda: Mert(shapes.encoder, dtype=jnp.dtype(config.mert.dtype), rngs=nnx.Rngs(0))),
         nnx.eval_shape(lambda: language(rngs=nnx.Rngs(0))),
-        nnx.eval_shape(lambda: Adapter(shapes.encoder.width, shapes.llm.width, states=states, rngs=nnx.Rngs(0))),
+        nnx.eval_shape(
+            lambda: Adapter(shapes.encoder.embed_dim, shapes.llm.embed_dim, states=states, rngs=nnx.Rngs(0))
+        ),
     )
 
 
@@ -123,9 +127,9 @@ def weight_bytes(shapes: Shapes, mesh: Mesh) -> int:
     """
     encoder, llm, _ = networks(shapes, mesh)
     check_divides(llm, "the language model", mesh)
-    if shapes.config.data.hear_in_step:
+    if shapes.config.data.encode_in_step:
         check_divides(encoder, "the encoder", mesh)
-    trees = [split(llm, mesh)[1], *([split(encoder, mesh)[1]] if shapes.config.data.hear_in_step else [])]
+    trees = [split(llm, mesh)[1], *([split(encoder, mesh)[1]] if shapes.config.data.encode_in_step else [])]
     bits = (
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype)
         for leaf in jax.tree.leaves(trees)
@@ -143,30 +147,34 @@ def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
     frozen = {"llm": llm_params}
     batch = text_batch(config.batch_size, shapes.length, mesh)
     rows = partial(_rows, config.batch_size, mesh)
-    if config.data.hear_in_step:
+    if config.data.encode_in_step:
         mert_graph, frozen["mert"] = split(mert, mesh)
         batch |= {"waveform": rows((shapes.samples,), jnp.float32), "waveform_length": rows((), jnp.int32)}
     else:
         mert_graph = None
-        states = (shapes.encoder.states,) if config.adapter.learn_states else ()
-        batch["music"] = rows((*states, shapes.music, shapes.encoder.width), jnp.float32)
-    static = Networks(adapter=graph, llm=llm_graph, mert=mert_graph, keep_states=config.adapter.learn_states)
+        states = (shapes.encoder.states,) if config.adapter.layer_weights else ()
+        batch["music"] = rows((*states, shapes.music, shapes.encoder.embed_dim), jnp.float32)
+    static = Networks(adapter=graph, llm=llm_graph, mert=mert_graph, per_layer=config.adapter.layer_weights)
     step: Any = compile_train_step(static, config, mesh)
     with jax.set_mesh(mesh):
         return step.trace(state, frozen, batch)
 
 
-def trace_hearing(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
-    """Hearing pieces of that many clips at once, as the feature cache is filled."""
+def trace_encoding(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
+    """Encoding pieces of that many clips at once, as the feature cache is filled."""
     graph, params = split(networks(shapes, mesh)[0], mesh)
-    window, keep = shapes.config.mert.window, shapes.config.adapter.learn_states
+    frames_per_token, keep = shapes.config.mert.frames_per_token, shapes.config.adapter.layer_weights
 
-    def hear(params: Any, waveform: Any, lengths: Any) -> Any:
-        return nnx.merge(graph, nnx.State(params)).features(waveform, lengths, window=window, keep_states=keep)
+    def encode(params: Any, waveform: Any, lengths: Any) -> Any:
+        return nnx.merge(graph, nnx.State(params)).features(
+            waveform, lengths, frames_per_token=frames_per_token, per_layer=keep
+        )
 
-    samples = round(min(shapes.heard, piece_seconds(shapes.config)) * SAMPLE_RATE)
+    samples = round(min(shapes.encoded, piece_seconds(shapes.config)) * SAMPLE_RATE)
     with jax.set_mesh(mesh):
-        return jax.jit(hear).trace(params, _rows(rows, mesh, (samples,), jnp.float32), _rows(rows, mesh, (), jnp.int32))
+        return jax.jit(encode).trace(
+            params, _rows(rows, mesh, (samples,), jnp.float32), _rows(rows, mesh, (), jnp.int32)
+        )
 
 
 def trace_reading(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
@@ -174,9 +182,9 @@ def trace_reading(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
     graph, params = split(networks(shapes, mesh)[1], mesh)
     whole = partial(_array, mesh, P())
     prompt = (
-        whole((rows, shapes.places, shapes.llm.width), jnp.dtype(shapes.config.llm.dtype)),
-        whole((rows, shapes.places), jnp.int32),
-        whole((rows, shapes.places), jnp.int32),
+        whole((rows, shapes.positions, shapes.llm.embed_dim), jnp.dtype(shapes.config.llm.dtype)),
+        whole((rows, shapes.positions), jnp.int32),
+        whole((rows, shapes.positions), jnp.int32),
         _table(shapes, mesh),
         whole((rows,), jax.eval_shape(lambda: jax.random.key(0)).dtype),
     )
@@ -197,7 +205,7 @@ def trace_writing(shapes: Shapes, mesh: Mesh, read: Traced, compiled: Compiled) 
 
 
 def _table(shapes: Shapes, mesh: Mesh) -> ShapeDtypeStruct:
-    return _array(mesh, P(), (START + 1, shapes.llm.vocabulary), jnp.int32)
+    return _array(mesh, P(), (START + 1, shapes.llm.vocab_size), jnp.int32)
 
 
 def _count(model: nnx.Module) -> int:

@@ -65,8 +65,8 @@ class _Traffic:
         if one.kind == "fusion":
             fused = self._parsed[inner[0]]
             read = sum(
-                round(_size(scope, operand) * self._share(fused, _parameter(fused, place)))
-                for place, operand in enumerate(one.operands)
+                round(_size(scope, operand) * self._share(fused, _parameter(fused, position)))
+                for position, operand in enumerate(one.operands)
             )
             root = next(i for i in fused.values() if i.root)
             return read + min(_memory(one.type), self._written(fused, root))
@@ -81,17 +81,17 @@ class _Traffic:
         """How much of a value a fusion reads, at most, to make the `wanted` share of its result."""
         value, share = fused[name], wanted if fused[name].root else 0.0
         for one in fused.values():
-            for place, operand in enumerate(one.operands):
+            for position, operand in enumerate(one.operands):
                 if operand != name or _continues(fused, one) or (one.root and one.kind == "tuple"):
                     continue
-                if one.kind in _SLICES and place == 0:
+                if one.kind in _SLICES and position == 0:
                     share += _plain(one.type) / max(_plain(value.type), 1)
                 elif one.kind in _LAZY:
                     share += self._share(fused, one.name, wanted)
                 elif one.kind == "fusion":
                     inner = self._parsed[next(iter(called(one.line)))]
-                    share += self._share(inner, _parameter(inner, place), self._share(fused, one.name, wanted))
-                elif one.kind != "dynamic-update-slice" or place:
+                    share += self._share(inner, _parameter(inner, position), self._share(fused, one.name, wanted))
+                elif one.kind != "dynamic-update-slice" or position:
                     return 1.0
         return min(share, 1.0)
 
@@ -122,8 +122,8 @@ def _continues(fused: dict[str, _Instruction], one: _Instruction) -> bool:
     return "chain_id=" in one.line and not any("AsyncCollectiveStart" in i.line for i in fused.values())
 
 
-def _parameter(fused: dict[str, _Instruction], place: int) -> str:
-    return next(i.name for i in fused.values() if i.kind == "parameter" and f" parameter({place})" in i.line)
+def _parameter(fused: dict[str, _Instruction], position: int) -> str:
+    return next(i.name for i in fused.values() if i.kind == "parameter" and f" parameter({position})" in i.line)
 
 
 def _size(scope: dict[str, _Instruction], operand: str) -> int:

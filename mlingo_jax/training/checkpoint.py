@@ -21,19 +21,19 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from conversion.folders import CHECKPOINTS, RUN, run_of
 from mlingo_jax.errors import UserError
-from mlingo_jax.processes import is_first
-from mlingo_jax.writing import write_whole
+from mlingo_jax.files import write_atomic
+from mlingo_jax.processes import is_primary
+from mlingo_jax.weights.folders import CHECKPOINTS, RUN, run_of
 
 SUMS = "SHA256SUMS"
 
 
 @dataclasses.dataclass(frozen=True)
-class Saved:
+class CheckpointState:
     """What a checkpoint holds, as numpy arrays and JSON values.
 
-    data: the state of the data's iterator. watch: that of the loop's `Watch`. unheard: why clips could not be heard.
+    data: the state of the data's iterator. watch: that of the loop's `LossMonitor`. unreadable: why clips could not be read.
     """
 
     step: int
@@ -41,7 +41,7 @@ class Saved:
     optimizer: dict[str, Any]
     data: dict[str, Any]
     watch: dict[str, Any] = dataclasses.field(default_factory=dict)
-    unheard: list[str] = dataclasses.field(default_factory=list)
+    unreadable: list[str] = dataclasses.field(default_factory=list)
 
 
 class Checkpoints:
@@ -59,18 +59,18 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[int, Future[None]] | None = None
         # Left by a kill. Orbax would remove them too, but in the background: a full disk has to be free at once.
-        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*") if is_first() else ():
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*") if is_primary() else ():
             shutil.rmtree(unfinished)
         policies = ocp.training.preservation_policies
         # Any: Orbax's policies do not fit the protocol that it declares for them.
         kept: Any = policies.AnyPreservationPolicy([policies.LatestN(keep), _Lowest(best, losses)])
         self._checkpointer = ocp.training.Checkpointer(str(self._folder.absolute()), preservation_policy=kept)
 
-    def save(self, saved: Saved, towers: Mapping[str, Any]) -> None:
+    def save(self, saved: CheckpointState, towers: Mapping[str, Any]) -> None:
         """Starts writing a checkpoint. The arrays must not change afterwards. towers: their identity."""
         self.wait()
         self._check_space(saved)
-        metadata: dict[str, Any] = {name: getattr(saved, name) for name in ("data", "watch", "unheard")}
+        metadata: dict[str, Any] = {name: getattr(saved, name) for name in ("data", "watch", "unreadable")}
         response = self._checkpointer.save_checkpointables_async(
             saved.step,
             {"adapter": saved.adapter, "optimizer": saved.optimizer},
@@ -108,7 +108,7 @@ class Checkpoints:
             if kind is None:
                 self._checkpointer.close()
 
-    def _check_space(self, saved: Saved) -> None:
+    def _check_space(self, saved: CheckpointState) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves((saved.adapter, saved.optimizer))) + (1 << 20)
         free = shutil.disk_usage(self._folder).free
         if free < needed:
@@ -156,7 +156,7 @@ def read_run(source: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{workdir}: no {RUN} in it, so it is not the folder of a training run") from error
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); the run cannot be taken up, choose another workdir") from error
+        raise UserError(f"{path}: not JSON ({error}); the run cannot be resumed, choose another workdir") from error
 
 
 def load_run_adapter(source: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -181,7 +181,7 @@ def load_run_adapter(source: str | Path) -> tuple[dict[str, Any], dict[str, Any]
         raise UserError(f"{source}: damaged checkpoint ({_reason(error)}); name another one, or the run") from error
 
 
-def restore(workdir: str | Path, *, remove_damaged: bool = False) -> Saved | None:
+def restore(workdir: str | Path, *, remove_damaged: bool = False) -> CheckpointState | None:
     """The last good checkpoint, or None if there never was one. Warns of damaged ones, and removes them if asked to.
 
     Raises:
@@ -212,7 +212,7 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
-def _read(folder: Path) -> Saved:
+def _read(folder: Path) -> CheckpointState:
     _check_sums(folder)
     # Each process reads by itself: else Orbax waits for all to read at the same time.
     process = jax.process_index()
@@ -224,8 +224,8 @@ def _read(folder: Path) -> Saved:
     states: dict[str, Any] = metadata if isinstance(metadata, dict) else {}
     if not isinstance(states.get("data"), dict):
         raise ValueError("its metadata cannot be read")
-    watch, unheard = states.get("watch", {}), states.get("unheard", [])
-    return Saved(int(folder.name), items["adapter"], items["optimizer"], states["data"], watch, unheard)
+    watch, unreadable = states.get("watch", {}), states.get("unreadable", [])
+    return CheckpointState(int(folder.name), items["adapter"], items["optimizer"], states["data"], watch, unreadable)
 
 
 def _reason(error: Exception) -> str:
@@ -239,13 +239,13 @@ def _files(folder: Path) -> list[Path]:
 def _finish(response: Any, folder: Path) -> None:
     # Any: Orbax's AsyncResponse is a protocol that cannot be checked at run time.
     response.result()
-    if is_first():
+    if is_primary():
         _write_sums(folder)
 
 
 def _write_sums(folder: Path) -> None:
     lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
-    write_whole(folder / SUMS, lines)
+    write_atomic(folder / SUMS, lines)
 
 
 def _check_sums(folder: Path) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from configs.base import Config
 from mlingo_jax.errors import UserError
+from mlingo_jax.settings import Config
 
 HELP = ("--help", "-h", "--helpfull")
 
@@ -87,7 +87,7 @@ def load_config(name: str) -> Config:
         raise UserError(f"--config={name}: no such config; there are {', '.join(names)}{_nearest(name, names)}")
     config = module.get_config() if hasattr(module, "get_config") else None
     if not isinstance(config, Config):
-        raise UserError(f"--config={name}: has no get_config() that gives a configs.base.Config")
+        raise UserError(f"--config={name}: has no get_config() that gives a mlingo_jax.settings.Config")
     return config
 
 
@@ -124,12 +124,12 @@ def describe(argv: Sequence[str]) -> str:
         "usage: python -m mlingo_jax.train --config=NAME [--config.FIELD=VALUE ...]",
         "",
         "Trains the adapter between a frozen MERT and a frozen language model. Started again with the same workdir,",
-        "a run goes on where its last checkpoint stands.",
+        "a run resumes where its last checkpoint stands.",
         "",
         "NAME is a Python file, or one of:",
         *(f"  {n:<12} {_summary(n)}" for n in config_names()),
         "",
-        f"Fields of {name}, with their values there (* may differ when a run is taken up again):",
+        f"Fields of {name}, with their values there (* may differ when a run is resumed):",
     ]
     for field in fields(load_config(name)):
         star = "*" if field.metadata.get("free") else " "

@@ -1,4 +1,4 @@
-"""What a run would be, before any weights are loaded and any clip is heard."""
+"""What a run would be, before any weights are loaded and any clip is encoded."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,29 +6,29 @@ from collections.abc import Mapping
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from configs.base import Config
-from conversion.folders import find
-from conversion.towers import open_tower
 from mlingo_jax.data.audio import AudioSettings
-from mlingo_jax.data.datasets.prepared import Prepared
 from mlingo_jax.data.examples import Example, Examples
-from mlingo_jax.data.hearing import count_tokens
 from mlingo_jax.data.mixture import Mixture, clip_name, parse_wanted
+from mlingo_jax.data.prepared import Prepared
 from mlingo_jax.data.prompt import Prompt, load_tokenizer
 from mlingo_jax.data.rows import Batch
+from mlingo_jax.data.statistics import example_statistics, row_sizes
 from mlingo_jax.data.stored import Audio, duration
-from mlingo_jax.data.survey import row_sizes, survey
 from mlingo_jax.errors import UserError
+from mlingo_jax.features.encode import count_tokens
 from mlingo_jax.models.mert import MertConfig
+from mlingo_jax.settings import Config
 from mlingo_jax.training.config import to_json
 from mlingo_jax.training.examples import lay_out, read_examples, train_batches
 from mlingo_jax.training.music import most_seconds, piece_seconds
 from mlingo_jax.training.run import prompt_settings
+from mlingo_jax.weights.folders import find
+from mlingo_jax.weights.towers import open_tower
 from mlingo_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
-class CountedMusic:
+class CountedFeatures:
     """No music, but how many tokens each clip would have: features of width 0."""
 
     tokens: dict[str, int]
@@ -55,9 +55,9 @@ def dry_run(config: Config) -> str:
             raise UserError(f"config.{name}.path is empty: name it with --config.{name}.path=…, also for a dry run")
     train, held_out = read_examples(config)
     prompt = Prompt(load_tokenizer(find(config.llm.path)), prompt_settings(config))
-    surveyed = survey(Mixture([train, held_out]), prompt)
-    music = CountedMusic(_count_music(config, surveyed.clips))
-    sizes = row_sizes(surveyed, music)
+    statistics = example_statistics(Mixture([train, held_out]), prompt)
+    music = CountedFeatures(_count_music(config, statistics.clips))
+    sizes = row_sizes(statistics, music)
     layout = lay_out(config, train, held_out, sizes)
     packing, rows = layout.packing, f"rows of {layout.length} tokens, {sizes.mean:.0f} used on average"
     if packing:
@@ -70,8 +70,8 @@ def dry_run(config: Config) -> str:
         to_json(config).rstrip(),
         "",
         f"{counted(len(train), 'example')} to train on, {len(held_out):,} to evaluate on, about "
-        f"{counted(len(surveyed.clips), 'clip')}",
-        f"{rows}; {counted(int(surveyed.cut.sum()), 'answer')} cut to {config.prompt.max_answer_tokens} tokens",
+        f"{counted(len(statistics.clips), 'clip')}",
+        f"{rows}; {counted(int(statistics.truncated.sum()), 'answer')} cut to {config.prompt.max_answer_tokens} tokens",
         "",
         "the first batch, what is learnt in «»:",
         *shown_rows(batch, train, prompt.tokenizer),
@@ -86,11 +86,11 @@ def dry_run(config: Config) -> str:
 def shown_rows(batch: Batch, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Each example of a batch, row by row: where it is from, and its text; a run of music tokens is [music 0-2]."""
     shown = []
-    for b, places in enumerate(batch["example"]):
-        for segment, place in enumerate(np.atleast_1d(places), 1):
-            if place >= 0:
+    for b, positions in enumerate(batch["example"]):
+        for segment, position in enumerate(np.atleast_1d(positions), 1):
+            if position >= 0:
                 text = _shown(batch, b, batch["segments"][b] == segment, tokenizer)
-                shown.append(f"row {b}, {examples[int(place)].where}: {text}")
+                shown.append(f"row {b}, {examples[int(position)].where}: {text}")
     return shown
 
 
@@ -100,7 +100,7 @@ def _shown(batch: Batch, b: int, own: np.ndarray, tokenizer: PreTrainedTokenizer
     shown = []
     for run in np.split(np.arange(len(kind)), np.flatnonzero(np.diff(kind)) + 1):
         if not len(run):
-            return "its clip cannot be heard"
+            return "its clip cannot be read"
         first, last = run[0], run[-1]
         text = str(tokenizer.decode(batch["tokens"][b, own][run].tolist()))
         is_music = music[first] >= 0
@@ -114,9 +114,9 @@ def _epochs(config: Config, train: Mixture, seen: float) -> list[str]:
     names = [f"{w.dataset}:{w.split}" for w in wanted] or [data.manifest]
     total = sum(train.weights)
     return [
-        f"  {seen * weight / total / len(places):.2f} epochs of the {counted(len(places), 'example')} of {name}"
+        f"  {seen * weight / total / len(positions):.2f} epochs of the {counted(len(positions), 'example')} of {name}"
         + (f", {weight / total:.1%} of what is drawn" if len(names) > 1 else "")
-        for name, weight, places in zip(names, train.weights, train.ranges, strict=True)
+        for name, weight, positions in zip(names, train.weights, train.ranges, strict=True)
     ]
 
 
@@ -126,8 +126,10 @@ def _count_music(config: Config, clips: Mapping[str, Audio]) -> dict[str, int]:
     assert isinstance(encoder.config, MertConfig)
     audio = AudioSettings.from_folder(encoder.files or find(config.mert.path))
     most, piece, seconds = most_seconds(config), piece_seconds(config), _seconds(config, clips)
-    heard = {clip: round(min(seconds.get(clip, 0.0), most) * audio.sample_rate) for clip in clips}
-    return {clip: count_tokens(n, audio, encoder.config, config.mert.window, piece) for clip, n in heard.items()}
+    encoded = {clip: round(min(seconds.get(clip, 0.0), most) * audio.sample_rate) for clip in clips}
+    return {
+        clip: count_tokens(n, audio, encoder.config, config.mert.frames_per_token, piece) for clip, n in encoded.items()
+    }
 
 
 def _seconds(config: Config, clips: Mapping[str, Audio]) -> dict[str, float]:

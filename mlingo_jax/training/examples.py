@@ -5,16 +5,16 @@ import os
 
 import grain
 
-from configs.base import Config
 from mlingo_jax.data.manifest import read_manifest, split_examples
 from mlingo_jax.data.mixture import Mixture, evenly, parse_wanted, read_mixture
 from mlingo_jax.data.packing import ROW_LENGTH, Packing, pack
 from mlingo_jax.data.pipeline import make_dataset
 from mlingo_jax.data.prompt import Prompt
 from mlingo_jax.data.rows import Batch, Music
-from mlingo_jax.data.survey import RowSizes, row_length
+from mlingo_jax.data.statistics import RowSizes, row_length
 from mlingo_jax.errors import UserError
-from mlingo_jax.training.music import heard_clips
+from mlingo_jax.settings import Config
+from mlingo_jax.training.music import encoded_clips
 
 
 def read_examples(config: Config) -> tuple[Mixture, Mixture]:
@@ -36,7 +36,7 @@ def read_examples(config: Config) -> tuple[Mixture, Mixture]:
         wanted = parse_wanted(data.evaluate, "config.data.evaluate") if data.evaluate else []
         held_out = read_mixture(data.data_dir, wanted)
     else:
-        alone, apart = split_examples(read_manifest(data.manifest, heard=heard_clips(config)), data.eval_share)
+        alone, apart = split_examples(read_manifest(data.manifest, encoded=encoded_clips(config)), data.eval_share)
         if not alone:
             raise UserError(f"{data.manifest}: no examples to train on; all are held out for evaluation")
         train, held_out = Mixture([alone]), Mixture([apart])
@@ -102,4 +102,4 @@ def train_batches(
 
 def reading_threads(config: Config) -> int:
     """How many threads make batches: decoding audio needs many and leaves Python's lock alone, the rest needs few."""
-    return min(os.cpu_count() or 1, 8) if config.data.hear_in_step else 2
+    return min(os.cpu_count() or 1, 8) if config.data.encode_in_step else 2

@@ -1,7 +1,7 @@
 """The training loop: from a config to a finished run, or on from where a run was stopped.
 
 Everything that a later step depends on is in the checkpoint, and every record of a step is on the disk before that
-step's checkpoint is; an evaluation that a stop cut short is made up for. So a run that is killed at any moment goes on
+step's checkpoint is; an evaluation that a stop cut short is made up for. So a run that is killed at any moment resumes
 to the very losses it would have had.
 """
 
@@ -17,32 +17,32 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
-from configs.base import Config
-from conversion.checksum import weights_checksum
-from mlingo_jax.data.lock import alone
 from mlingo_jax.data.rows import Batch
-from mlingo_jax.data.unheard import Unheard, named
+from mlingo_jax.data.unreadable import Unreadable, named
 from mlingo_jax.errors import Stopped, UserError
-from mlingo_jax.processes import barrier, gather, is_first
-from mlingo_jax.training.assemble import Assembly, assemble, overview
-from mlingo_jax.training.checkpoint import CHECKPOINTS, Checkpoints, Saved, restore, to_host
-from mlingo_jax.training.optim import named_moments, with_moments
+from mlingo_jax.files import exclusive_lock
+from mlingo_jax.processes import all_gather, barrier, is_primary
+from mlingo_jax.settings import Config
+from mlingo_jax.training.checkpoint import CHECKPOINTS, Checkpoints, CheckpointState, restore, to_host
+from mlingo_jax.training.loss_monitor import LossMonitor
+from mlingo_jax.training.optim import named_opt_state, with_opt_state
 from mlingo_jax.training.plot import plot_losses
+from mlingo_jax.training.preemption import PreemptionHandler
 from mlingo_jax.training.profile import Profiler, profiled_steps
 from mlingo_jax.training.progress import Progress
 from mlingo_jax.training.record import Record
 from mlingo_jax.training.run import changes_since, check_config, check_run, write_run
+from mlingo_jax.training.setup import RunSetup, overview, set_up
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
 from mlingo_jax.training.step import METRICS, Metrics, TrainState, compile_eval_step, compile_train_step, init_state
-from mlingo_jax.training.stop import Stop
-from mlingo_jax.training.watch import Watch
+from mlingo_jax.weights.checksum import weights_checksum
 
 # Fields of a batch that stay on the host.
-HOST_FIELDS = ("example", "unheard")
+HOST_FIELDS = ("example", "unreadable")
 
 
 def train(config: Config) -> None:
-    """Trains an adapter; the result is in `config.workdir`. A workdir that holds this run already is taken up again.
+    """Trains an adapter; the result is in `config.workdir`. A workdir that holds this run already is resumed.
 
     Raises:
         UserError: for what the user can mend; what was saved until then stays.
@@ -53,41 +53,41 @@ def train(config: Config) -> None:
     check_config(config)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        assembly = assemble(config, mesh)
-        with _alone(workdir):
-            _train(config, workdir, mesh, assembly)
+        setup = set_up(config, mesh)
+        with _exclusive(workdir):
+            _train(config, workdir, mesh, setup)
 
 
-def _alone(workdir: Path) -> AbstractContextManager[None]:
+def _exclusive(workdir: Path) -> AbstractContextManager[None]:
     """The run's folder for this process alone; of the processes of one run, the first one speaks for all."""
     busy = f"{workdir}: another process is training in it; wait for it, or choose another --config.workdir"
-    return alone(workdir / ".lock", busy) if is_first() else nullcontext()
+    return exclusive_lock(workdir / ".lock", busy) if is_primary() else nullcontext()
 
 
-def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> None:
-    check_run(workdir, assembly.run)
-    if is_first():
-        write_run(workdir, config, assembly.run)
+def _train(config: Config, workdir: Path, mesh: Mesh, setup: RunSetup) -> None:
+    check_run(workdir, setup.run)
+    if is_primary():
+        write_run(workdir, config, setup.run)
     saved = _restore(workdir)
     first = saved.step if saved else 0
-    examples, keep = config.batch_size * assembly.row_examples, config.checkpoint
+    examples, keep = config.batch_size * setup.row_examples, config.checkpoint
     with (
-        Progress(first, config.steps, examples, assembly.seconds, config.log.print_every) as progress,
+        Progress(first, config.steps, examples, setup.seconds, config.log.print_every) as progress,
         Record(workdir, after=first) as record,
         Checkpoints(workdir, keep=keep.keep, best=keep.keep_best, losses=record.evaluations) as checkpoints,
-        Stop(mesh) as stop,
+        PreemptionHandler(mesh) as stop,
     ):
-        for line in [*overview(assembly), *assembly.notes]:
+        for line in [*overview(setup), *setup.notes]:
             progress.say(line)
         if saved:
             finished = first == config.steps
             progress.say(f"{workdir}: {'is finished' if finished else 'going on'} after step {first} of {config.steps}")
-            if changes := changes_since(workdir, assembly.run):
+            if changes := changes_since(workdir, setup.run):
                 progress.say(f"since the run began {'; '.join(changes)}: losses may differ in their last digits")
-        Loop(config, assembly, mesh, record, progress, checkpoints, stop, saved).run()
-    sums = prove_frozen(assembly)
+        Loop(config, setup, mesh, record, progress, checkpoints, stop, saved).run()
+    sums = prove_frozen(setup)
     progress.say(f"the frozen towers are unchanged: {', '.join(f'{n} {s[:16]}' for n, s in sums.items())}")
-    if is_first():
+    if is_primary():
         progress.say(f"losses: {plot_losses(workdir)}")
         if best := best_evaluation(workdir, record.evaluations):
             progress.say(best)
@@ -97,10 +97,10 @@ def _train(config: Config, workdir: Path, mesh: Mesh, assembly: Assembly) -> Non
         )
 
 
-def _restore(workdir: Path) -> Saved | None:
+def _restore(workdir: Path) -> CheckpointState | None:
     """The last good checkpoint, the same on all processes."""
-    saved = restore(workdir, remove_damaged=is_first())
-    steps = gather(saved.step if saved else 0)
+    saved = restore(workdir, remove_damaged=is_primary())
+    steps = all_gather(saved.step if saved else 0)
     if len(set(steps)) > 1:
         raise UserError(
             f"{workdir}: the processes find its last checkpoint after different steps: {', '.join(map(str, steps))}; "
@@ -115,22 +115,22 @@ class Loop:
     def __init__(
         self,
         config: Config,
-        assembly: Assembly,
+        setup: RunSetup,
         mesh: Mesh,
         record: Record,
         progress: Progress,
         checkpoints: Checkpoints,
-        stop: Stop,
-        saved: Saved | None,
+        stop: PreemptionHandler,
+        saved: CheckpointState | None,
     ):
-        self._config, self._assembly, self._mesh = config, assembly, mesh
+        self._config, self._setup, self._mesh = config, setup, mesh
         self._record, self._progress, self._checkpoints = record, progress, checkpoints
         self._stop, self._saved = stop, saved
-        self._watch = Watch(config.log.spike, saved.watch if saved else {})
-        unheard = saved.unheard if saved else []
-        self._unheard = Unheard(assembly.clips, config.data.max_bad_fraction, progress.warn, unheard)
-        self._train_step = compile_train_step(assembly.networks, config, mesh)
-        self._eval_step = compile_eval_step(assembly.networks, config, mesh)
+        self._watch = LossMonitor(config.log.spike, saved.watch if saved else {})
+        unreadable = saved.unreadable if saved else []
+        self._unreadable = Unreadable(setup.clips, config.data.max_bad_fraction, progress.warn, unreadable)
+        self._train_step = compile_train_step(setup.networks, config, mesh)
+        self._eval_step = compile_eval_step(setup.networks, config, mesh)
 
     def run(self) -> None:
         """From the first step, or the one after a checkpoint, to the last.
@@ -150,7 +150,7 @@ class Loop:
         self._checkpoints.wait()
 
     def _run(self, first: int, profiler: Profiler) -> None:
-        config, frozen = self._config, self._assembly.frozen
+        config, frozen = self._config, self._setup.frozen
         state, batches = self._begin()
         # Fetched one step late: the host prepares and queues a step while the device computes the one before.
         waiting: tuple[int, Metrics, np.ndarray] | None = None
@@ -174,7 +174,7 @@ class Loop:
             if evaluating:
                 self._evaluate(step, state)
                 asked = self._stop.asked()
-            # What gives no number for a loss takes no good checkpoint's place.
+            # What gives no number for a loss takes no good checkpoint's position.
             if asked or step == config.steps or (due and step not in self._watch.skipped):
                 self._save(step, state, batches)
             if asked:
@@ -183,7 +183,7 @@ class Loop:
                 barrier("the checkpoint is whole")
                 raise Stopped(
                     f"{config.workdir}: stopped by {asked.name} and saved after step {step} of {config.steps}; "
-                    "the same command goes on from there",
+                    "the same command resumes from there",
                     asked,
                 )
             if evaluating or due or traced:
@@ -191,11 +191,11 @@ class Loop:
 
     def _begin(self) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
         saved = self._saved
-        state, batches = init_state(self._assembly.adapter, self._config), self._assembly.train_batches()
+        state, batches = init_state(self._setup.adapter, self._config), self._setup.train_batches()
         if not saved:
             return replicate(state, self._mesh), batches
-        moments: Any = with_moments(state.moments, saved.optimizer["moments"])
-        rest = saved.optimizer | {"moments": moments}
+        opt_state: Any = with_opt_state(state.opt_state, saved.optimizer["moments"])
+        rest = saved.optimizer | {"moments": opt_state}
         state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **rest)
         batches.set_state(saved.data)
         state = replicate(state, self._mesh)
@@ -204,11 +204,11 @@ class Loop:
         return state, batches
 
     def _put(self, batch: Batch) -> dict[str, jax.Array]:
-        self._unheard.note(batch)
+        self._unreadable.note(batch)
         return put_batch({name: values for name, values in batch.items() if name not in HOST_FIELDS}, self._mesh)
 
     def _note(self, step: int, metrics: Metrics, example: np.ndarray) -> None:
-        """Fetches a step's metrics, and writes and shows them, with the examples (their places) if it stands out."""
+        """Fetches a step's metrics, and writes and shows them, with the examples (their positions) if it stands out."""
         fetched = jax.device_get(metrics)
         values = {name: float(fetched[name]) for name in METRICS}
         self._progress.show(step, values)
@@ -218,8 +218,8 @@ class Loop:
         remark = self._watch.see(step, values["loss"], values["gradient_norm"])
         if not remark:
             return
-        places = np.unique(process_allgather(example))
-        examples = [self._assembly.examples[int(place)] for place in places[places >= 0]]
+        positions = np.unique(process_allgather(example))
+        examples = [self._setup.examples[int(position)] for position in positions[positions >= 0]]
         self._record.remark(step, {**remark, "examples": [e.clip for e in examples]})
         clips = named([f"{e.clip} ({e.where})" for e in examples])
         if "spike" in remark:
@@ -245,8 +245,8 @@ class Loop:
         """
         sums: list[tuple[np.ndarray, np.ndarray]] = []
         waiting = None
-        for batch in self._assembly.eval_batches():
-            queued = self._eval_step(state.adapter, self._assembly.frozen, self._put(batch))
+        for batch in self._setup.eval_batches():
+            queued = self._eval_step(state.adapter, self._setup.frozen, self._put(batch))
             sums += [jax.device_get(waiting)] if waiting else []
             waiting = queued
             if self._stop.asked():
@@ -260,11 +260,15 @@ class Loop:
 
     def _save(self, step: int, state: TrainState, batches: grain.DatasetIterator[Batch]) -> None:
         self._record.sync()
-        optimizer = {"moments": named_moments(state.moments), "gradient": state.gradient, "weight": state.weight}
+        optimizer = {
+            "moments": named_opt_state(state.opt_state),
+            "gradient": state.gradient,
+            "weight": state.token_count,
+        }
         data = batches.get_state()
-        unheard = self._unheard.share()
-        saved = Saved(step, to_host(state.adapter), to_host(optimizer), data, self._watch.state, unheard)
-        towers = {name: self._assembly.run[name]["identity"] for name in ("mert", "llm")}
+        unreadable = self._unreadable.share()
+        saved = CheckpointState(step, to_host(state.adapter), to_host(optimizer), data, self._watch.state, unreadable)
+        towers = {name: self._setup.run[name]["identity"] for name in ("mert", "llm")}
         self._checkpoints.save(saved, towers)
 
 
@@ -279,11 +283,11 @@ def best_evaluation(workdir: Path, evaluations: Mapping[int, float]) -> str | No
     return f"the held-out loss was lowest after step {best}, {losses[best]:.4f}: {where}"
 
 
-def prove_frozen(assembly: Assembly) -> dict[str, str]:
+def prove_frozen(setup: RunSetup) -> dict[str, str]:
     """The checksums of the towers on the devices; RuntimeError if one is not that of the tower as it was loaded."""
-    sums = {name: weights_checksum(params) for name, params in assembly.frozen.items()}
+    sums = {name: weights_checksum(params) for name, params in setup.frozen.items()}
     for name, found in sums.items():
-        expected = assembly.run[name]["identity"]["weights"]
+        expected = setup.run[name]["identity"]["weights"]
         if found != expected:
             raise RuntimeError(f"{name}: the frozen tower has changed: its checksum was {expected}, is {found}")
     return sums

@@ -1,7 +1,7 @@
-"""Where a run's music comes from: features heard once and kept, or audio heard in every step.
+"""Where a run's music comes from: features encoded once and kept, or audio encoded in every step.
 
 Beside its features, a cache gets `encoder.json`: which files the encoder was read from. While those are the same, a run
-whose clips have all been heard does not load the encoder at all.
+whose clips have all been encoded does not load the encoder at all.
 """
 
 import dataclasses
@@ -14,24 +14,24 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from configs.base import Config
-from conversion.folders import find
-from conversion.load import Tower, load_tower
 from mlingo_jax.data.audio import AudioSettings
-from mlingo_jax.data.crops import Crops
 from mlingo_jax.data.examples import Examples
-from mlingo_jax.data.features import FINGERPRINT, FeatureCache, Fingerprint
-from mlingo_jax.data.fill import hear
-from mlingo_jax.data.hearing import SECONDS, Ear
-from mlingo_jax.data.pipeline import CachedMusic, HeardMusic
+from mlingo_jax.data.pipeline import CachedFeatures, OnlineAudio
 from mlingo_jax.data.rows import Music
 from mlingo_jax.data.stored import Audio, duration
-from mlingo_jax.data.unheard import named
+from mlingo_jax.data.unreadable import named
 from mlingo_jax.errors import UserError
-from mlingo_jax.processes import from_first, is_first
+from mlingo_jax.features.cache import FINGERPRINT, FeatureCache, Fingerprint
+from mlingo_jax.features.crops import Crops
+from mlingo_jax.features.encode import SECONDS, AudioEncoder
+from mlingo_jax.features.fill import fill_cache
+from mlingo_jax.files import write_atomic
+from mlingo_jax.processes import broadcast, is_primary
+from mlingo_jax.settings import Config
 from mlingo_jax.training.run import check_run
 from mlingo_jax.training.sharding import local_mesh
-from mlingo_jax.writing import write_whole
+from mlingo_jax.weights.folders import find
+from mlingo_jax.weights.load import Tower, load_tower
 
 ENCODER = "encoder.json"
 
@@ -44,16 +44,16 @@ class RunMusic:
     width: of the features, D; states: how many hidden states they keep apart (None: their mean).
     identity: the encoder's; folder: where it is ("" if that is not known any more).
     tower: the encoder itself, if it is needed in the steps.
-    unheard: clips that could not be heard, and why.
+    unreadable: clips that could not be read, and why.
     """
 
     music: Music
-    width: int
+    embed_dim: int
     states: int | None
     identity: dict[str, str]
     folder: str
     tower: Tower | None
-    unheard: dict[str, str]
+    unreadable: dict[str, str]
 
 
 def cache_folder(config: Config) -> Path:
@@ -62,76 +62,76 @@ def cache_folder(config: Config) -> Path:
     return Path(config.data.features or Path(beside) / "features")
 
 
-def heard_clips(config: Config) -> FeatureCache | tuple[()]:
+def encoded_clips(config: Config) -> FeatureCache | tuple[()]:
     """The clips whose features are there already, so that their audio need not be."""
     folder = cache_folder(config)
-    used = not config.data.hear_in_step and (folder / FINGERPRINT).exists()
+    used = not config.data.encode_in_step and (folder / FINGERPRINT).exists()
     return FeatureCache(folder) if used else ()
 
 
 def open_music(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> RunMusic:
-    """The music of these clips; hears those that have not been heard yet, unless that is the steps' work.
+    """The music of these clips; encodes those that have not been encoded yet, unless that is the steps' work.
 
     Raises:
-        UserError: the encoder cannot be loaded or is not named; clips cannot be heard; the cache is of another kind.
+        UserError: the encoder cannot be loaded or is not named; clips cannot be read; the cache is of another kind.
     """
-    return _heard_in_step(config, mesh) if config.data.hear_in_step else _heard_before(config, clips)
+    return _encoded_in_step(config, mesh) if config.data.encode_in_step else _encoded_before(config, clips)
 
 
-def hear_clips(
+def encode_clips(
     config: Config, clips: Mapping[str, Audio], tower: Tower, mesh: Mesh
 ) -> tuple[FeatureCache, dict[str, str]]:
-    """The run's cache with all clips that can be heard, and why the others cannot; several processes share the work.
+    """The run's cache with all clips that can be read, and why the others cannot; several processes share the work.
 
     The tower is on the mesh, which is of this process's own devices.
 
     Raises:
-        UserError: see `mlingo_jax.data.fill.hear`; the message names what sets a cache of another kind apart.
+        UserError: see `mlingo_jax.features.fill.fill_cache`; the message names what sets a cache of another kind apart.
     """
     audio = AudioSettings.from_folder(tower.folder)
-    kind = listening(config)
-    ear = Ear(
+    kind = encoding_settings(config)
+    encoder = AudioEncoder(
         tower.graphdef,
         tower.params,
         tower.config,
         audio,
-        window=kind["window"],
+        frames_per_token=kind["frames_per_token"],
         seconds=kind["seconds"],
-        keep_states=kind["keep_states"],
+        per_layer=kind["per_layer"],
         mesh=mesh,
     )
     fingerprint = Fingerprint.of(tower.identity, audio, **kind)
-    cache, unheard = hear(
+    cache, unreadable = fill_cache(
         clips,
-        ear,
+        encoder,
         cache_folder(config),
         fingerprint,
         minimum=tower.config.receptive_field,
         max_bad_fraction=config.data.max_bad_fraction,
     )
-    if is_first():
+    if is_primary():
         _remember(config, cache.folder)
-    return cache, unheard
+    return cache, unreadable
 
 
 def _remember(config: Config, folder: Path) -> None:
     memory = {"path": lasting(config.mert.path), "files": _files(config.mert.path)}
-    write_whole(folder / ENCODER, [json.dumps(memory, indent=2), "\n"])
+    write_atomic(folder / ENCODER, [json.dumps(memory, indent=2), "\n"])
 
 
 def fixed_crops(config: Config) -> Crops | None:
-    """The crops that a run trains on; None if they are drawn anew or clips are heard as a whole."""
+    """The crops that a run trains on; None if they are drawn anew or clips are encoded as a whole."""
     data = config.data
     return Crops(data.crops, data.crop_seconds, data.crop_seed) if data.crops else None
 
 
-def listening(config: Config) -> dict[str, Any]:
+def encoding_settings(config: Config) -> dict[str, Any]:
     """How a run's cached features are made, apart from the encoder: fields of `Fingerprint`."""
     data = config.data
     return {
-        "window": config.mert.window,
+        "window": config.mert.frames_per_token,
         "seconds": piece_seconds(config),
-        "keep_states": config.adapter.learn_states,
+        "per_layer": config.adapter.layer_weights,
         "stored": data.store,
         "crops": data.crops,
         "crop_seed": data.crop_seed if data.crops else 0,
@@ -139,14 +139,14 @@ def listening(config: Config) -> dict[str, Any]:
 
 
 def piece_seconds(config: Config) -> float:
-    """How much of a clip is heard at once: a crop whole, in a step and before."""
+    """How much of a clip is encoded at once: a crop whole, in a step and before."""
     most = most_seconds(config)
     return SECONDS if most == math.inf else most
 
 
 def most_seconds(config: Config) -> float:
-    """How much of a clip is heard for one row, at most."""
-    return config.data.crop_seconds if config.data.hear_in_step or config.data.crops else math.inf
+    """How much of a clip is encoded for one row, at most."""
+    return config.data.crop_seconds if config.data.encode_in_step or config.data.crops else math.inf
 
 
 def mean_seconds(examples: Examples, *, most: float) -> float | None:
@@ -162,46 +162,46 @@ def lasting(source: str) -> str:
     return str(path.resolve()) if path.exists() else source
 
 
-def _heard_in_step(config: Config, mesh: Mesh) -> RunMusic:
+def _encoded_in_step(config: Config, mesh: Mesh) -> RunMusic:
     tower = load_encoder(config, mesh)
-    window, frames = config.mert.window, tower.config.frames
-    music = HeardMusic(
+    frames_per_token, frames = config.mert.frames_per_token, tower.config.frames
+    music = OnlineAudio(
         AudioSettings.from_folder(tower.folder),
         config.data.crop_seconds,
-        tokens=lambda samples: -(-frames(samples) // window),
+        tokens=lambda samples: -(-frames(samples) // frames_per_token),
         minimum=tower.config.receptive_field,
         crops=fixed_crops(config),
     )
-    states = tower.config.states if config.adapter.learn_states else None
-    return RunMusic(music, tower.config.width, states, tower.identity, lasting(config.mert.path), tower, {})
+    states = tower.config.states if config.adapter.layer_weights else None
+    return RunMusic(music, tower.config.embed_dim, states, tower.identity, lasting(config.mert.path), tower, {})
 
 
-def _heard_before(config: Config, clips: Mapping[str, Audio]) -> RunMusic:
-    folder, unheard = cache_folder(config), {}
+def _encoded_before(config: Config, clips: Mapping[str, Audio]) -> RunMusic:
+    folder, unreadable = cache_folder(config), {}
     # The first process judges for all: where each has the encoder's files on a disk of its own, their times differ.
-    if from_first(is_first() and _is_complete(config, clips)):
+    if broadcast(is_primary() and _is_complete(config, clips)):
         cache = FeatureCache(folder)
     else:
         mesh = local_mesh()
         with jax.set_mesh(mesh):
             tower = load_encoder(config, mesh)
             check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
-            cache, unheard = hear_clips(config, clips, tower, mesh)
-    if len(unheard) == len(clips):
-        raise UserError(f"{folder}: not one clip can be heard: {named(unheard.values())}")
-    music = CachedMusic(cache, clips.keys() - unheard.keys())
-    states = music.shape[0] if config.adapter.learn_states else None
+            cache, unreadable = encode_clips(config, clips, tower, mesh)
+    if len(unreadable) == len(clips):
+        raise UserError(f"{folder}: not one clip can be read: {named(unreadable.values())}")
+    music = CachedFeatures(cache, clips.keys() - unreadable.keys())
+    states = music.shape[0] if config.adapter.layer_weights else None
     path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
-    return RunMusic(music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unheard)
+    return RunMusic(music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unreadable)
 
 
 def _is_complete(config: Config, clips: Mapping[str, Audio]) -> bool:
     """Whether all clips are cached and of this run's kind, as far as that is seen without the encoder."""
-    cache = heard_clips(config)
+    cache = encoded_clips(config)
     if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips):
         return False
     made = cache.fingerprint
-    same = all(getattr(made, name) == value for name, value in listening(config).items())
+    same = all(getattr(made, name) == value for name, value in encoding_settings(config).items())
     known = not config.mert.path or _remembered(cache.folder).get("files") == _files(config.mert.path)
     return same and known and made.encoder.get("dtype") == config.mert.dtype
 
@@ -209,7 +209,7 @@ def _is_complete(config: Config, clips: Mapping[str, Audio]) -> bool:
 def load_encoder(config: Config, mesh: Mesh) -> Tower:
     """The encoder. Raises UserError if it is not named or cannot be loaded."""
     if not config.mert.path:
-        raise UserError("config.mert.path is empty: name the encoder, a folder or a hub id, to hear the clips with")
+        raise UserError("config.mert.path is empty: name the encoder, a folder or a hub id, to encode the clips with")
     return load_tower(config.mert.path, kind="mert", dtype=config.mert.dtype, mesh=mesh)
 
 

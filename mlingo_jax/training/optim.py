@@ -1,4 +1,4 @@
-"""AdamW on the adapter, and the original's learning-rate curve."""
+"""AdamW on the adapter, and the reference implementation's learning-rate curve."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from configs.base import OptimConfig
+from mlingo_jax.settings import OptimConfig
 
 Params = dict[str, Any]
 
@@ -18,7 +18,7 @@ def learning_rate(step: Int[Array, ""] | int, settings: OptimConfig, steps: int)
 
     While step < warmup_steps it climbs from warmup_lr towards lr, by the step's place within its epoch. After that it
     is a half cosine from lr to min_lr over the whole run. The cosine does not leave the warm-up out: with 6 epochs of
-    5,000 steps and a warm-up of 5,000 it starts at 2.87e-5, not at 3e-5 (all the original's configs have this drop).
+    5,000 steps and a warm-up of 5,000 it starts at 2.87e-5, not at 3e-5 (all the reference implementation's configs have this drop).
     With epoch_steps 0 the run is one epoch.
 
     With gradient accumulation, an update uses the rate of the micro-step it falls on.
@@ -43,18 +43,18 @@ def adamw(settings: OptimConfig) -> optax.GradientTransformation:
     return optax.chain(clip, adamw)
 
 
-def named_moments(state: optax.OptState) -> dict[str, Array]:
+def named_opt_state(state: optax.OptState) -> dict[str, Array]:
     """The optimiser's arrays by their paths: a checkpoint does not depend on a library's types."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def with_moments(state: optax.OptState, named: Mapping[str, Any]) -> optax.OptState:
-    """A state of this structure with the arrays of `named_moments`."""
+def with_opt_state(state: optax.OptState, named: Mapping[str, Any]) -> optax.OptState:
+    """A state of this structure with the arrays of `named_opt_state`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: named[_name(path)], state)
 
 
 def decay_mask(params: Params) -> Params:
-    """True for the parameters that decay: matrices; never a bias, whatever its shape (the original's rule)."""
+    """True for the parameters that decay: matrices; never a bias, whatever its shape (the reference implementation's rule)."""
     return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim >= 2 and path[-1].key != "bias", params)
 
 

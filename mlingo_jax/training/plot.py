@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mlingo_jax.files import atomic_replace
 from mlingo_jax.training.record import read_metrics
-from mlingo_jax.writing import replacing
 
 BLUE, ORANGE = "#3b6fb6", "#d9822b"
 
@@ -36,7 +36,7 @@ def plot_losses(workdir: Path) -> Path:
     if train or evaluation:
         axes.legend(frameon=False)
     path = workdir / "loss.png"
-    with replacing(path) as partial:
+    with atomic_replace(path) as partial:
         figure.savefig(partial, format="png")
     return path
 
@@ -45,6 +45,6 @@ def _smooth(losses: np.ndarray) -> np.ndarray:
     """A running mean over a 20th of the run, both neighbours' sides alike; shorter at the ends."""
     half = max(len(losses) // 40, 1)
     sums = np.concatenate([[0.0], np.cumsum(losses)])
-    places = np.arange(len(losses))
-    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(losses))
+    positions = np.arange(len(losses))
+    low, high = np.maximum(positions - half, 0), np.minimum(positions + half + 1, len(losses))
     return (sums[high] - sums[low]) / (high - low)

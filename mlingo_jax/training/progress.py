@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from tqdm import tqdm
 
-from mlingo_jax.processes import is_first
+from mlingo_jax.processes import is_primary
 
 # A run that waits for its data for less than this share of the time is not worth a word.
 STARVING = 0.05
@@ -31,7 +31,7 @@ class Progress:
         self._print_every = print_every
         self._since: tuple[int, float] | None = None
         self._waited = 0.0
-        self._shows = is_first()
+        self._shows = is_primary()
         terminal = self._shows and sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True) if terminal else None
 

@@ -1,6 +1,6 @@
-"""What is written down while a run goes on: metrics.jsonl and TensorBoard.
+"""What is written down while a run continues: metrics.jsonl and TensorBoard.
 
-metrics.jsonl has one line per recorded step, in order, each step once, also after a run was killed and taken up again:
+metrics.jsonl has one line per recorded step, in order, each step once, also after a run was killed and resumed:
 {"step": 12, "loss": 3.1, "tokens": 40.0, ...} for a train step, {"step": 500, "eval_loss": 2.9, "eval_tokens": 800.0}
 for an evaluation after so many steps. What stood out has a line of its own, with the clips of its batch:
 {"step": 12, "skipped": "loss is nan", "examples": [...]} or {"step": 12, "spike": 9.1, "examples": [...]}. What is not
@@ -16,29 +16,29 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from mlingo_jax.processes import from_first, is_first
-from mlingo_jax.writing import write_whole
+from mlingo_jax.files import write_atomic
+from mlingo_jax.processes import broadcast, is_primary
 
 FILE = "metrics.jsonl"
 
 
 class Record:
-    """Appends to a run's metrics.jsonl and TensorBoard files, going on after step `after`. A context manager.
+    """Appends to a run's metrics.jsonl and TensorBoard files, resuming after step `after`. A context manager.
 
     evaluations: the held-out loss after each step that was followed by an evaluation. Of several processes only the
     first one reads and writes; it tells the others of the evaluations.
     """
 
     def __init__(self, workdir: Path, *, after: int):
-        self._writes = is_first()
+        self._writes = is_primary()
         path, records = workdir / FILE, read_metrics(workdir) if self._writes else []
         kept = [record for record in records if record["step"] <= after]
         losses = [(r["step"], math.nan if r["eval_loss"] is None else r["eval_loss"]) for r in kept if "eval_loss" in r]
-        self.evaluations: dict[int, float] = dict(from_first(losses))
+        self.evaluations: dict[int, float] = dict(broadcast(losses))
         if not self._writes:
             return
         # The records of later steps will come again.
-        write_whole(path, (json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+        write_atomic(path, (json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=after + 1)
 

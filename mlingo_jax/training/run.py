@@ -1,6 +1,6 @@
 """What a run is: `config.json` (its settings) and `run.json` (what it was really made of). Another run is refused.
 
-run.json: mert and llm (folder or hub id, identity), the checksum of the adapter before the first step, window, prompt,
+run.json: mert and llm (folder or hub id, identity), the checksum of the adapter before the first step, frames_per_token, prompt,
 data (numbers, fingerprint), seed, versions, git commit, devices, and the compiler's flags of the environment.
 """
 
@@ -16,15 +16,15 @@ from typing import Any
 import jax
 
 import mlingo_jax
-from configs.base import Config
-from conversion.folders import RUN
 from mlingo_jax.data.prompt import PromptSettings
-from mlingo_jax.data.survey import Survey
+from mlingo_jax.data.statistics import ExampleStatistics
 from mlingo_jax.errors import UserError
-from mlingo_jax.processes import gather
+from mlingo_jax.files import write_atomic
+from mlingo_jax.processes import all_gather
+from mlingo_jax.settings import Config
 from mlingo_jax.training.checkpoint import is_run, read_run
 from mlingo_jax.training.config import fields, to_json
-from mlingo_jax.writing import write_whole
+from mlingo_jax.weights.folders import RUN
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
 PACKAGES += ("soundfile", "soxr")
@@ -41,10 +41,10 @@ def prompt_settings(config: Config) -> PromptSettings:
     )
 
 
-def describe_data(surveyed: Survey, train: int, length: int) -> dict[str, Any]:
+def describe_data(statistics: ExampleStatistics, train: int, length: int) -> dict[str, Any]:
     """The numbers of examples, of which the first `train` are to train on, their fingerprint, and the rows' length."""
-    held_out = len(surveyed.clip) - train
-    return {"train": train, "eval": held_out, "length": length, "fingerprint": surveyed.fingerprint(train)}
+    held_out = len(statistics.clip) - train
+    return {"train": train, "eval": held_out, "length": length, "fingerprint": statistics.fingerprint(train)}
 
 
 def describe_run(
@@ -55,7 +55,7 @@ def describe_run(
         "mert": dict(mert),
         "llm": dict(llm),
         "adapter": adapter,
-        "window": config.mert.window,
+        "window": config.mert.frames_per_token,
         "prompt": prompt_settings(config).to_json(),
         "data": dict(data),
         "seed": config.seed,
@@ -95,7 +95,7 @@ def check_alike(config: Config) -> None:
     Raises:
         UserError: on all of them; names each setting that differs, with both values.
     """
-    first, *others = gather(dict(_flatten(json.loads(to_json(config)))))
+    first, *others = all_gather(dict(_flatten(json.loads(to_json(config)))))
     for number, other in enumerate(others, 1):
         names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
         differences = [f"config.{name} is {first.get(name)!r} and {other.get(name)!r}" for name in names]
@@ -129,9 +129,9 @@ def changes_since(workdir: Path, run: Mapping[str, Any]) -> list[str]:
 def write_run(workdir: Path, config: Config, run: Mapping[str, Any]) -> None:
     """Writes config.json and run.json; the folder is a run's from the moment it has run.json."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_whole(workdir / "config.json", [to_json(config)])
+    write_atomic(workdir / "config.json", [to_json(config)])
     if not is_run(workdir):
-        write_whole(workdir / RUN, [json.dumps(run, indent=2, ensure_ascii=False), "\n"])
+        write_atomic(workdir / RUN, [json.dumps(run, indent=2, ensure_ascii=False), "\n"])
 
 
 def _refuse(workdir: Path, compared: Sequence[tuple[str, Any, Any]]) -> None:

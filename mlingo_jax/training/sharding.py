@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs.base import MeshConfig
 from mlingo_jax.errors import UserError
+from mlingo_jax.settings import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))

@@ -1,7 +1,7 @@
 """The train step: a pure function from a state and a micro-batch to the next state and what is worth knowing of it.
 
 Only the adapter's parameters are differentiated. The towers are an argument: a closure would bake gigabytes into the
-program, and donating them would lose them. Axes: B rows, L places, M music tokens, N samples, D encoder width.
+program, and donating them would lose them. Axes: B rows, L positions, M music tokens, N samples, D encoder width.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from configs.base import Config
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.mert import Mert
 from mlingo_jax.models.musilingo import answer_loss
+from mlingo_jax.settings import Config
 from mlingo_jax.training.optim import Params, adamw, learning_rate
 
 Batch = Mapping[str, Array]
@@ -36,29 +36,29 @@ class TrainState:
 
     step: micro-steps done, int32 [].
     adapter: the trained parameters, float32.
-    moments: AdamW's, as optax keeps them.
+    opt_state: AdamW's, as optax keeps them.
     gradient: the loss sum's gradient, summed over the micro-steps since the last update.
-    weight: the number of answer tokens in it, float32 [].
+    token_count: the number of answer tokens in it, float32 [].
     """
 
     step: Any
     adapter: Params
-    moments: optax.OptState
+    opt_state: optax.OptState
     gradient: Params
-    weight: Any
+    token_count: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
     """The static halves of the networks (`nnx.split`); without `mert`, batches bring `music` along.
 
-    keep_states: the adapter weighs the encoder's hidden states itself, so features keep them apart.
+    per_layer: the adapter weighs the encoder's hidden states itself, so features keep them apart.
     """
 
     adapter: nnx.GraphDef[Adapter]
     llm: nnx.GraphDef[Llama]
     mert: nnx.GraphDef[Mert] | None
-    keep_states: bool
+    per_layer: bool
 
 
 def init_state(adapter: Params, config: Config) -> TrainState:
@@ -66,22 +66,25 @@ def init_state(adapter: Params, config: Config) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         adapter=adapter,
-        moments=adamw(config.optim).init(adapter),
+        opt_state=adamw(config.optim).init(adapter),
         gradient=jax.tree.map(jnp.zeros_like, adapter),
-        weight=jnp.zeros((), jnp.float32),
+        token_count=jnp.zeros((), jnp.float32),
     )
 
 
 def loss_sum(
     adapter: Params, frozen: Mapping[str, Params], batch: Batch, networks: Networks, config: Config
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The loss summed over the batch's answer tokens, and their number; hears the audio if the batch brings any."""
+    """The loss summed over the batch's answer tokens, and their number; encodes the audio if the batch brings any."""
     if networks.mert is None:
         music = batch["music"]
     else:
         mert = nnx.merge(networks.mert, nnx.State(frozen["mert"]))
         music = mert.features(
-            batch["waveform"], batch["waveform_length"], window=config.mert.window, keep_states=networks.keep_states
+            batch["waveform"],
+            batch["waveform_length"],
+            frames_per_token=config.mert.frames_per_token,
+            per_layer=networks.per_layer,
         )
     llm = nnx.merge(networks.llm, nnx.State(frozen["llm"]))
     return answer_loss(
@@ -109,7 +112,7 @@ def train_step(
         state.adapter, frozen, batch, networks, config
     )
     gathered = dataclasses.replace(
-        state, gradient=jax.tree.map(jnp.add, state.gradient, gradient), weight=state.weight + tokens
+        state, gradient=jax.tree.map(jnp.add, state.gradient, gradient), token_count=state.token_count + tokens
     )
     loss, norm = total / _at_least_one(tokens), optax.tree.norm(_mean_gradient(gathered))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -119,14 +122,14 @@ def train_step(
     rate = learning_rate(state.step, config.optim, config.steps)
 
     def update(state: TrainState) -> tuple[TrainState, Array]:
-        change, moments = adamw(config.optim).update(_mean_gradient(state), state.moments, state.adapter)
+        change, opt_state = adamw(config.optim).update(_mean_gradient(state), state.opt_state, state.adapter)
         change = jax.tree.map(lambda c: rate * c, change)
         updated = TrainState(
             step=state.step,
             adapter=jax.tree.map(jnp.add, state.adapter, change),
-            moments=moments,
+            opt_state=opt_state,
             gradient=jax.tree.map(jnp.zeros_like, state.gradient),
-            weight=jnp.zeros_like(state.weight),
+            token_count=jnp.zeros_like(state.token_count),
         )
         return updated, optax.tree.norm(change)
 
@@ -170,9 +173,9 @@ def compile_eval_step(
 
 def _mean_gradient(state: TrainState) -> Params:
     """That of the loss per answer token, over the micro-steps since the last update."""
-    return jax.tree.map(lambda g: g / _at_least_one(state.weight), state.gradient)
+    return jax.tree.map(lambda g: g / _at_least_one(state.token_count), state.gradient)
 
 
-def _at_least_one(weight: Float[Array, ""]) -> Float[Array, ""]:
+def _at_least_one(token_count: Float[Array, ""]) -> Float[Array, ""]:
     # A micro-batch without an answer token has loss 0, not 0 / 0.
-    return jnp.where(weight > 0, weight, 1)
+    return jnp.where(weight > 0, token_count, 1)

@@ -1,0 +1,62 @@
+"""How every command ends: a user's mistake in one clear line, never in a traceback. Warnings take one line, too."""
+
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+from mlingo_jax.errors import Stopped, UserError
+
+
+def run_cli(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a command's `main` and exits: 0 or its return value, 1 with one line on stderr for a `UserError`.
+
+    Stopped by a signal, it exits with 128 + its number (143 for SIGTERM), as if the signal itself had ended it: what
+    started it sees that the work is not finished.
+    """
+    sys.unraisablehook = _interrupt_again
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        code = 128 + stopped.number
+    except KeyboardInterrupt:
+        print("stopped by the keyboard", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        print(_one_line(error) or traceback.format_exc().rstrip(), file=sys.stderr)
+        code = 1
+    if "jax" in sys.modules:
+        # Late: it loads JAX, which a mistake on the command line need not wait for.
+        from mlingo_jax.processes import shutdown
+
+        shutdown(code)
+    sys.exit(code)
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to say of a file that the system refuses, or of another process's end; None for any other error."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}"
+    if "jax" not in sys.modules:
+        return None
+    from mlingo_jax.processes import peer_failure
+
+    return peer_failure(error)
+
+
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Python drops a Ctrl-C that comes in the middle of a destructor or of a garbage collector's callback."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        # A moment later: here it would be dropped again.
+        main = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)

@@ -1,0 +1,154 @@
+"""A dataset that `prepare` built: its examples by number, its clips by id; nothing but an index of hashes in memory."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mlingo_jax.data.examples import clip_hash
+from mlingo_jax.data.records import read_texts
+from mlingo_jax.datasets.check import Clip
+from mlingo_jax.datasets.clips import HASHES, NAMES, SPLIT
+from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
+
+PREPARED = "prepared.json"
+
+
+@dataclass(frozen=True)
+class PreparedExample:
+    """One question about one clip, with its answer; source: where the text is from."""
+
+    clip: str
+    question: str
+    answer: str
+    source: str
+
+
+_TEXTS = tuple(field.name for field in fields(PreparedExample))
+
+
+class PreparedExamples:
+    """The examples of one split, in the order of the annotations; read one by one."""
+
+    def __init__(self, records: Any):
+        """records: random access to them, serialised."""
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> PreparedExample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return PreparedExample(*read_texts(self._records[index % len(self)], _TEXTS))
+
+
+class PreparedClips:
+    """All clips of a collection, found by id."""
+
+    def __init__(self, folder: str | Path):
+        """folder: of the TFDS dataset. Raises UserError if it is not one of clips."""
+        self.folder = Path(folder)
+        self._hashes = _load_hashes(self.folder)
+        self._source = _source(self.folder, SPLIT)
+        if len(self._source) != len(self._hashes):
+            raise UserError(
+                f"{self.folder}: {counted(len(self._source), 'clip')}, but an index of {len(self._hashes)}; prepare "
+                "the dataset again"
+            )
+
+    def audio(self, clip: str) -> bytes:
+        """A clip's encoded audio. Raises UserError as `[]` does."""
+        return self[clip].audio
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def __contains__(self, clip: object) -> bool:
+        """By its hash alone: no record is read."""
+        position = self._first(clip) if isinstance(clip, str) else len(self)
+        return position < len(self) and bool(self._hashes[position] == clip_hash(str(clip)))
+
+    def __getitem__(self, clip: str) -> Clip:
+        """Raises UserError if there is no such clip."""
+        position, wanted = self._first(clip), clip_hash(clip)
+        while position < len(self) and self._hashes[position] == wanted:
+            record = self._source[position]
+            if record["clip"].decode() == clip:
+                return Clip(clip, record["audio"], float(record["seconds"]), int(record["rate"]))
+            position += 1
+        raise UserError(f"{self.folder}: there is no clip {clip!r} in this collection")
+
+    def lengths(self) -> Iterator[tuple[str, float, int]]:
+        """(id, seconds, sample rate) of every clip, in the order of the records; no audio is read."""
+        with (self.folder / NAMES).open(encoding="utf-8") as file:
+            for line in file:
+                values = json.loads(line)
+                yield values["clip"], values["seconds"], values["rate"]
+
+    def __reduce__(self) -> tuple[Callable[[Path], "PreparedClips"], tuple[Path]]:
+        return PreparedClips, (self.folder,)
+
+    def _first(self, clip: str) -> int:
+        return int(np.searchsorted(self._hashes, np.uint64(clip_hash(clip))))
+
+
+class Prepared:
+    """A prepared dataset: `splits` has the number of examples of each, `collection` names its clips."""
+
+    def __init__(self, data_dir: str | Path, name: str):
+        """name: the dataset, with its config after a slash if it has configs (`music_instruct/short`).
+
+        Raises UserError if it was not prepared there.
+        """
+        self._data_dir, self.name = Path(data_dir), name
+        self.folder = dataset_folder(self._data_dir, name)
+        if not (self.folder / PREPARED).is_file():
+            parts = prepared_parts(data_dir, name)
+            command = f"do so by `python -m mlingo_jax.prepare {name.partition('/')[0]} --data_dir {data_dir} ...`"
+            instead = f"name the part that is: {', '.join(parts)}" if parts else command
+            raise UserError(f"{data_dir}: {name} is not prepared there; {instead}")
+        values = json.loads((self.folder / PREPARED).read_text(encoding="utf-8"))
+        self.splits: dict[str, int] = values["splits"]
+        self.collection: str = values["clips"]
+
+    @functools.cached_property
+    def clips(self) -> PreparedClips:
+        """The clips that the examples are about, and perhaps more."""
+        return PreparedClips(dataset_folder(self._data_dir, f"clips/{self.collection}"))
+
+    def examples(self, split: str) -> PreparedExamples:
+        """The examples of a split. Raises UserError if there is no such split."""
+        if split not in self.splits:
+            raise UserError(f"{self.name}: expected the split {' or '.join(self.splits)}, found {split!r}")
+        # Past TFDS's decoding, which is made for tensors: it would take four times as long for four texts.
+        return PreparedExamples(_source(self.folder, split).data_source)
+
+
+def prepared_parts(data_dir: str | Path, dataset: str) -> list[str]:
+    """The configs of a dataset that are prepared there, by the names that `Prepared` takes."""
+    return sorted(f"{dataset}/{path.parts[-3]}" for path in Path(data_dir, dataset).glob(f"*/*/{PREPARED}"))
+
+
+def dataset_folder(data_dir: Path, name: str) -> Path:
+    """Where TFDS keeps a dataset."""
+    return data_dir / name / "1.0.0"
+
+
+def _source(folder: Path, split: str) -> Any:
+    """Random access to the records of a TFDS dataset, as {feature: value}."""
+    builder: Any = tfds.builder_from_directory(folder)
+    return builder.as_data_source(split)
+
+
+def _load_hashes(folder: Path) -> np.ndarray:
+    try:
+        return np.load(folder / HASHES, mmap_mode="r" if (folder / HASHES).stat().st_size > 4096 else None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no prepared clips there, or their index is damaged ({error})") from error

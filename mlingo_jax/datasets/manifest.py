@@ -1,0 +1,33 @@
+"""Anyone's own music as a dataset; `mlingo_jax.data.manifest` has the format."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlingo_jax.data.annotations import Annotation, number, rate
+from mlingo_jax.data.manifest import read_entries
+from mlingo_jax.datasets.examples import Examples
+
+
+class Manifest(Examples):
+    """Anyone's own jsonl, json or csv; --config names the collection, splits are train (also unnamed) and eval."""
+
+    name = "manifest"
+    homepage = ""
+    licence = "its owner's"
+    citation = ""
+    configs = None
+    default_config = "own"
+    files = ("*.jsonl", "*.csv", "*.json")
+
+    def read(self, path: Path) -> Iterator[Annotation]:
+        for entry in read_entries(path, unmarked="train"):
+            yield Annotation(
+                clip=entry.audio,
+                names=(str((path.parent / entry.audio).resolve()), entry.audio),
+                question=entry.question,
+                answer=entry.answer,
+                source=self.config_name,
+                split=entry.split or "train",
+                seconds=number(entry.values, "seconds", entry.where),
+                rate=rate(entry.values, entry.where),
+            )

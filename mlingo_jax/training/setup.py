@@ -1,0 +1,188 @@
+"""Everything that a run needs before its first step: towers on the devices, music, examples, rows, adapter."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import grain
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mlingo_jax.data.examples import Examples
+from mlingo_jax.data.mixture import Mixture
+from mlingo_jax.data.packing import Packing
+from mlingo_jax.data.pipeline import evaluation_batches
+from mlingo_jax.data.prompt import Prompt, load_tokenizer, read_context
+from mlingo_jax.data.rows import Batch
+from mlingo_jax.data.statistics import example_statistics, row_sizes
+from mlingo_jax.data.unreadable import named
+from mlingo_jax.errors import UserError
+from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.quantization import Quantization
+from mlingo_jax.settings import Config
+from mlingo_jax.training.examples import lay_out, read_examples, reading_threads, train_batches
+from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, most_seconds, open_music
+from mlingo_jax.training.optim import Params
+from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
+from mlingo_jax.training.sharding import check_batch, reading_share
+from mlingo_jax.training.step import Networks
+from mlingo_jax.weights.checksum import weights_checksum
+from mlingo_jax.weights.load import Tower, fit_adapter, load_adapter, load_tower, open_with_files
+from mlingo_jax.wording import counted
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSetup:
+    """A run that is ready to start.
+
+    networks, frozen: the static halves, and the towers' parameters on the devices, as the step takes them.
+    adapter: the trained parameters before the first step.
+    run: the contents of run.json.
+    examples: those to train on; a batch's `example` says which ones are in it.
+    train_batches, eval_batches: make the endless stream of batches, and one pass over the held-out examples.
+    seconds: of audio in an example, on average; None if the audio is not there any more.
+    row_examples: examples in a row, on average; clips: that the examples are about.
+    notes: what the user should know of the data, a line each.
+    """
+
+    networks: Networks
+    frozen: dict[str, Params]
+    adapter: Params
+    run: dict[str, Any]
+    examples: Examples
+    train_batches: Callable[[], grain.DatasetIterator[Batch]]
+    eval_batches: Callable[[], Iterator[Batch]]
+    seconds: float | None
+    row_examples: float
+    clips: int
+    notes: list[str]
+
+
+def set_up(config: Config, mesh: Mesh) -> RunSetup:
+    """Loads and checks everything; encodes the clips that have not been encoded yet.
+
+    Raises:
+        UserError: for everything that the user can have got wrong, the cheapest checks first.
+    """
+    check_batch(mesh, config.batch_size)
+    if not config.llm.path:
+        raise UserError("config.llm.path is empty: name the language model, a folder or a hub id")
+    if config.data.packed and config.data.encode_in_step:
+        raise UserError(
+            "config.data.packed: rows of several examples need music that is encoded before; "
+            "set config.data.encode_in_step to false"
+        )
+    # Opened, not loaded: a wrong path is told before hours of encoding.
+    _, files = open_with_files(config.llm.path, "llama")
+    prompt = Prompt(load_tokenizer(files), prompt_settings(config))
+    train, held_out = read_examples(config)
+    statistics = example_statistics(Mixture([train, held_out]), prompt)
+    music = open_music(config, statistics.clips, mesh)
+    if music.unreadable:
+        encoded = np.array([clip not in music.unreadable for clip in statistics.clips])[statistics.clip]
+        train, held_out = train.where(encoded[: len(train)]), held_out.where(encoded[len(train) :])
+        statistics = statistics.where(encoded)
+    if not len(train):
+        raise UserError(f"{config.data.manifest or config.data.datasets}: no examples to train on")
+
+    quantization = cast(Quantization, config.llm.quantization)
+    llm = load_tower(config.llm.path, kind="llama", dtype=config.llm.dtype, quantization=quantization, mesh=mesh)
+    sizes = row_sizes(statistics, music.music)
+    layout = lay_out(config, train, held_out, sizes)
+    graph, adapter = _make_adapter(config, music, llm)
+    networks = Networks(adapter=graph, llm=llm.graphdef, mert=None, per_layer=config.adapter.layer_weights)
+    frozen = {"llm": llm.params}
+    if music.tower is not None:
+        networks = dataclasses.replace(networks, mert=music.tower.graphdef)
+        frozen["mert"] = music.tower.params
+
+    run = describe_run(
+        config,
+        mert={"folder": music.folder, "identity": music.identity},
+        llm={"folder": lasting(config.llm.path), "identity": llm.identity},
+        adapter=weights_checksum(adapter),
+        data=describe_data(statistics, len(train), layout.length),
+    )
+
+    process, processes = reading_share(mesh)
+    place = {"process": process, "processes": processes}
+    return RunSetup(
+        networks=networks,
+        frozen=frozen,
+        adapter=adapter,
+        run=run,
+        examples=train,
+        train_batches=lambda: train_batches(config, train, prompt, music.music, layout, **place),
+        eval_batches=lambda: evaluation_batches(
+            held_out,
+            prompt,
+            music.music,
+            length=layout.whole,
+            batch=config.batch_size // processes,
+            threads=reading_threads(config),
+            **place,
+        ),
+        clips=len(statistics.clips),
+        row_examples=layout.row_examples,
+        seconds=mean_seconds(train, most=most_seconds(config)),
+        notes=[
+            *_notes(len(train), len(held_out), int(statistics.truncated.sum()), sizes.mean, layout.length, music),
+            *_too_long(sizes.longest, read_context(files)),
+            *_packed(layout.packing),
+        ],
+    )
+
+
+def overview(setup: RunSetup) -> list[str]:
+    """What is trained and what is frozen, a line each, with numbers of parameters."""
+    trees = {"adapter": ("trained", setup.adapter)}
+    trees |= {name: ("frozen", params) for name, params in setup.frozen.items()}
+    lines = []
+    for name, (state, params) in trees.items():
+        arrays = jax.tree.leaves(params)
+        dtypes = ", ".join(sorted({str(a.dtype) for a in arrays}))
+        lines.append(f"{state:8}{name:8}{sum(a.size for a in arrays):>15,} parameters, {dtypes}")
+    if "mert" not in setup.frozen:
+        lines.append(f"{'frozen':8}{'mert':8}{'':>15} not needed: every clip has been encoded")
+    return lines
+
+
+def _make_adapter(config: Config, music: RunMusic, llm: Tower) -> tuple[nnx.GraphDef[Adapter], Params]:
+    """The adapter's static half and its first parameters: drawn from the seed, or those of `config.adapter.start`."""
+    start = config.adapter.start
+    return fit_adapter(
+        load_adapter(start) if start else None,
+        features=music.embed_dim,
+        tokens=llm.config.embed_dim,
+        states=music.states,
+        seed=config.seed,
+        source=start,
+    )
+
+
+def _packed(packing: Packing | None) -> list[str]:
+    return [f"{counted(len(packing), 'row')} of up to {counted(packing.examples, 'example')} each"] if packing else []
+
+
+def _too_long(longest: int, context: int | None) -> list[str]:
+    if context is None or longest <= context:
+        return []
+    return [
+        f"rows of up to {longest:,} tokens are longer than the {context:,} that the language model was made for (its "
+        "max_position_embeddings): it may be of little use past these"
+    ]
+
+
+def _notes(train: int, held_out: int, truncated: int, mean: float, length: int, music: RunMusic) -> list[str]:
+    examples = f"{counted(train, 'example')} to train on, {held_out:,} held out"
+    notes = [f"{examples}; rows of {length} tokens, {mean:.0f} used"]
+    if truncated:
+        notes.append(f"{counted(truncated, 'answer')} longer than prompt.max_answer_tokens, and cut")
+    if music.unreadable:
+        lost = counted(len(music.unreadable), "clip")
+        notes.append(f"{lost} left out that cannot be read: {named(music.unreadable.values())}")
+    if not held_out:
+        notes.append("no examples are held out: there will be no evaluation")
+    return notes

@@ -1,0 +1,114 @@
+"""A folder's weights: one file or shards with an index, safetensors or torch's, as Hugging Face lays them out."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mlingo_jax.errors import UserError
+from mlingo_jax.weights.tensors import Tensor, Tensors, read_safetensors, write_safetensors
+from mlingo_jax.weights.torch_files import read_torch
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def read_checkpoint(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face or converted folder, of its safetensors rather than of its `.bin`.
+
+    Raises:
+        UserError: there are no weights, a shard is missing, truncated or corrupt, or two hold a tensor of one name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        shard = read_weights(path)
+        if twice := sorted(shard.keys() & tensors.keys()):
+            raise UserError(f"{path}: holds tensors that an earlier shard holds as well: {', '.join(twice)}")
+        tensors.update(shard)
+    return tensors
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, safetensors or torch's by the end of its name. Raises `UserError` if it is broken."""
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold its weights.
+
+    Raises:
+        UserError: there is none, or the index is broken or names a file that is not there.
+    """
+    for name in WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _indexed_files(index)
+        if (folder / name).is_file():
+            return [folder / name]
+    raise UserError(f"{folder}: no weights; expected {' or '.join(WEIGHT_FILES)}, or shards of one with an index")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, dict) else [""]
+    if not all(isinstance(name, str) and name and Path(name).name == name for name in names):
+        raise UserError(
+            f"{index}: its weight_map does not name a file of this folder for each tensor; download it again"
+        )
+    files = sorted({index.parent / name for name in names})
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise UserError(f"{index}: names files that are not there: {', '.join(missing)}; download them")
+    return files
+
+
+def write_checkpoint(folder: Path, tensors: Tensors, *, shard_bytes: int, title: str) -> None:
+    """Writes `model.safetensors`, or shards of at most `shard_bytes` (or of one larger tensor) with an index.
+
+    Shows a progress bar named `title` where there is a terminal.
+    """
+    shards = list(_split(tensors, shard_bytes))
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    files = files if len(files) > 1 else ["model.safetensors"]
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with tqdm(total=size, unit="B", unit_scale=True, desc=title, disable=None) as progress:
+        for file, shard in zip(files, shards, strict=True):
+            write_safetensors(folder / file, shard, progress.update)
+    if len(files) > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def _split(tensors: Tensors, limit: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    filled = 0
+    for name, tensor in tensors.items():
+        if shard and filled + tensor.nbytes > limit:
+            yield shard
+            shard, filled = {}, 0
+        shard[name] = tensor
+        filled += tensor.nbytes
+    yield shard
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: the file is not there, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object for people to read."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

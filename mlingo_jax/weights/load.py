@@ -1,0 +1,224 @@
+"""Weights from any layout straight onto the devices."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
+from tqdm import tqdm
+
+from mlingo_jax.errors import UserError
+from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.llama import stacks_layers
+from mlingo_jax.models.partition import check_divides, partition
+from mlingo_jax.models.quantization import INTEGERS, Quantization, quantize
+from mlingo_jax.weights.adapter import open_adapter
+from mlingo_jax.weights.checksum import weights_checksum
+from mlingo_jax.weights.folders import find
+from mlingo_jax.weights.keymap import Parameter, parameters
+from mlingo_jax.weights.tensors import Tensor
+from mlingo_jax.weights.towers import OpenTower, TowerName, open_tower
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """A frozen tower on its devices.
+
+    Attributes:
+        kind: "mert" or "llama".
+        folder: where its tokenizer or preprocessor files are.
+        config: its architecture.
+        graphdef: the static half of the network; `nnx.merge(graphdef, nnx.State(params))` is the network.
+        params: nested dict of arrays.
+        identity: name, config (SHA-256), weights (checksum, see `mlingo_jax.weights.checksum`), dtype, and of a language model
+            quantization, for checkpoints.
+    """
+
+    kind: TowerName
+    folder: Path
+    config: Any
+    graphdef: nnx.GraphDef
+    params: dict[str, Any]
+    identity: dict[str, str]
+
+
+def load_tower(
+    source: str | Path,
+    *,
+    kind: Literal["mert", "llama"],
+    dtype: DTypeLike,
+    quantization: Quantization = "none",
+    mesh: Mesh | None = None,
+) -> Tower:
+    """Loads an encoder or a language model, one parameter at a time in the host's memory.
+
+    Args:
+        source: a Hugging Face folder, one that `conversion.to_jax` wrote, a MusiLingo folder, or a hub id.
+        kind: which of the two.
+        dtype: what the parameters are kept in.
+        quantization: of a language model, what its projections are kept in instead; made as they are read.
+        mesh: where they go (see `models.partition`); None for the default device.
+
+    Raises:
+        UserError: see `open_with_files`; or a size of the tower does not divide over the mesh.
+    """
+    tower, files = open_with_files(source, kind)
+    dtype, integer = jnp.dtype(dtype), INTEGERS.get(quantization)
+    make = partial(tower.kind.model, tower.config, dtype=dtype)
+    if kind == "llama":
+        make = partial(make, quantization=quantization, stacked=stacks_layers(mesh))
+    # Not the opened tower's network, which is a float32 one: an encoder computes in the dtype that it was made with.
+    model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    if mesh is not None:
+        check_divides(model, str(source), mesh)
+    params = _place(tower, model, dtype, integer, mesh)
+    identity = {
+        "name": files.resolve().name if Path(source).expanduser().exists() else str(source),
+        "config": tower.config_hash(),
+        "weights": weights_checksum(params),
+        "dtype": dtype.name,
+        **({"quantization": quantization} if kind == "llama" else {}),
+    }
+    return Tower(kind, files, tower.config, nnx.graphdef(model), params, identity)
+
+
+def open_with_files(source: str | Path, kind: TowerName) -> tuple[OpenTower, Path]:
+    """A tower whose weights have not been read, and the folder of its config and tokenizer or preprocessor.
+
+    Raises:
+        UserError: it has no such files (a released MusiLingo), and what `mlingo_jax.weights.towers.open_tower` raises.
+    """
+    tower = open_tower(find(source), kind)
+    if tower.files is None:
+        raise UserError(
+            f"{source}: has no config and tokenizer of its towers; run python -m conversion.to_jax on it first"
+        )
+    return tower, tower.files
+
+
+def load_adapter(source: str | Path) -> dict[str, Any]:
+    """An adapter's parameters, float32 on the host: {"projection": {"kernel" [D, E], "bias" [E]}, "layer_weights" [S]}.
+
+    The last only where it was trained along. `source` is a MusiLingo `.pth`, a `.safetensors`, a folder that
+    `conversion.to_jax` wrote, a training run's folder, or a released MusiLingo folder.
+
+    Raises:
+        UserError: see `mlingo_jax.weights.adapter.open_adapter`.
+    """
+    params: dict[str, Any] = {}
+    for name, tensor in open_adapter(find(source)).items():
+        _insert(params, tuple(name.split(".")), tensor.read().astype(np.float32))
+    return params
+
+
+def fit_adapter(
+    params: dict[str, Any] | None,
+    *,
+    features: int,
+    tokens: int,
+    states: int | None,
+    seed: int = 0,
+    source: str | Path = "",
+) -> tuple[nnx.GraphDef[Adapter], dict[str, Any]]:
+    """The adapter from an encoder of width `features` to a language model of width `tokens`: graphdef and parameters.
+
+    The parameters are those given (`load_adapter`'s, read from `source`), or without any drawn from `seed`.
+
+    Raises:
+        UserError: the shapes given are not those of this adapter, or a number is not finite.
+    """
+    graph, state = nnx.split(Adapter(features, tokens, states=states, rngs=nnx.Rngs(seed)), nnx.Param)
+    drawn = nnx.to_pure_dict(state)
+    if params is None:
+        return graph, drawn
+    expected, found = _shapes(drawn), _shapes(params)
+    if expected != found:
+        raise UserError(
+            f"{source}: the adapter does not fit: expected {expected} for an encoder of width {features} and a "
+            f"language model of width {tokens}, found {found}; name the towers it was trained with"
+        )
+    given: dict[str, Any] = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(given)):
+        raise UserError(f"{source}: the adapter holds numbers that are not finite; give another checkpoint")
+    return graph, given
+
+
+def _place(
+    tower: OpenTower, model: nnx.Module, dtype: np.dtype, integer: DTypeLike | None, mesh: Mesh | None
+) -> dict[str, Any]:
+    """The parameters of `model`: the opened tower's network, or one not stacked, or with `integer` kernels."""
+    params: dict[str, Any] = {}
+    leaves = {parameter.name: parameter for parameter in parameters(model)}
+    slots = {name: found for name in leaves if (found := _slots(tower, name))}
+    with tqdm(total=len(slots), desc=f"load {tower.kind.name}", unit="weights", leave=False, disable=None) as progress:
+        for name, tensors in slots.items():
+            # What no file has are scales, each beside its kernel.
+            scale = leaves.get(f"{name.removesuffix('kernel')}scale")
+            if scale is None or scale.name in slots or integer is None:
+                array = _host_array(tensors, leaves[name], dtype)
+            else:
+                array, factors = _quantized_arrays(tensors, leaves[name], integer, scale, dtype)
+                _insert(params, scale.path, _device_array(factors, scale, mesh))
+            _insert(params, leaves[name].path, _device_array(array, leaves[name], mesh))
+            progress.update()
+    return params
+
+
+Slots = list[tuple[Any, Tensor]]
+
+
+def _host_array(slots: Slots, parameter: Parameter, dtype: np.dtype) -> np.ndarray:
+    array = np.empty(parameter.shape, dtype)
+    for slot, tensor in slots:
+        array[slot] = tensor.read()
+    return array
+
+
+def _quantized_arrays(
+    slots: Slots, kernel: Parameter, integer: DTypeLike, scale: Parameter, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel as integers and its scales, quantised layer by layer: of no more than one do the floats stand."""
+    integers, scales = np.empty(kernel.shape, integer), np.empty(scale.shape, dtype)
+    for slot, tensor in slots:
+        floats = tensor.read().astype(np.float32)
+        integers[slot], scales[slot] = quantize(floats, scales[slot].shape, integer, dtype)
+    return integers, scales
+
+
+def _slots(tower: OpenTower, name: str) -> Slots:
+    """The tensors of a parameter, and where each stands in it: the whole, or of a stacked one a layer's slot.
+
+    In a network whose layers are not stacked its name is a tensor's own, `layers.7.…`.
+    """
+    if name in tower.tensors:
+        return [(..., tower.tensors[name])]
+    return [(entry.layer, tower.tensors[entry.flax]) for entry in tower.entries if entry.parameter.name == name]
+
+
+def _device_array(array: np.ndarray, parameter: Parameter, mesh: Mesh | None) -> jax.Array:
+    if mesh is None:
+        return jnp.asarray(array)
+    sharding = NamedSharding(mesh, partition(parameter.axes, mesh))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _shapes(params: dict[str, Any]) -> str:
+    """A tree's shapes in words, as "projection.bias 16, projection.kernel 8 x 16"."""
+    leaves = sorted(
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape)
+        for path, leaf in jax.tree.leaves_with_path(params)
+    )
+    return ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in leaves)
+
+
+def _insert(tree: dict[Any, Any], path: tuple[str | int, ...], leaf: Any) -> None:
+    *parents, last = path
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = leaf

@@ -1,0 +1,36 @@
+"""transformers' names and layouts of a MERT or HuBERT model's tensors, and ours."""
+
+from mlingo_jax.weights.keymap import Rule
+
+RULES = (
+    Rule("masked_spec_embed", "masked_spec_embed", "D -> D"),
+    Rule("feature_extractor.conv_layers.{i}.conv.weight", "conv_layers.{i}.kernel", "O I T -> T I O"),
+    Rule("feature_extractor.conv_layers.{i}.conv.bias", "conv_layers.{i}.bias", "O -> O"),
+    Rule("feature_extractor.conv_layers.{i}.layer_norm.weight", "conv_layers.{i}.norm.scale", "O -> O"),
+    Rule("feature_extractor.conv_layers.{i}.layer_norm.bias", "conv_layers.{i}.norm.bias", "O -> O"),
+    Rule("feature_projection.layer_norm.weight", "feature_norm.scale", "C -> C"),
+    Rule("feature_projection.layer_norm.bias", "feature_norm.bias", "C -> C"),
+    Rule("feature_projection.projection.weight", "feature_projection.kernel", "D C -> C D"),
+    Rule("feature_projection.projection.bias", "feature_projection.bias", "D -> D"),
+    Rule("encoder.pos_conv_embed.conv.weight_g", "position_conv.gain", "1 1 T -> T"),
+    Rule("encoder.pos_conv_embed.conv.weight_v", "position_conv.direction", "O I T -> T I O"),
+    Rule("encoder.pos_conv_embed.conv.bias", "position_conv.bias", "O -> O"),
+    Rule("encoder.layer_norm.weight", "norm.scale", "D -> D"),
+    Rule("encoder.layer_norm.bias", "norm.bias", "D -> D"),
+    Rule("encoder.layers.{l}.attention.q_proj.weight", "layers.attention.query.kernel", "(N H) D -> N D H"),
+    Rule("encoder.layers.{l}.attention.q_proj.bias", "layers.attention.query.bias", "(N H) -> N H"),
+    Rule("encoder.layers.{l}.attention.k_proj.weight", "layers.attention.key.kernel", "(N H) D -> N D H"),
+    Rule("encoder.layers.{l}.attention.k_proj.bias", "layers.attention.key.bias", "(N H) -> N H"),
+    Rule("encoder.layers.{l}.attention.v_proj.weight", "layers.attention.value.kernel", "(N H) D -> N D H"),
+    Rule("encoder.layers.{l}.attention.v_proj.bias", "layers.attention.value.bias", "(N H) -> N H"),
+    Rule("encoder.layers.{l}.attention.out_proj.weight", "layers.attention.out.kernel", "D (N H) -> N H D"),
+    Rule("encoder.layers.{l}.attention.out_proj.bias", "layers.attention.out.bias", "D -> D"),
+    Rule("encoder.layers.{l}.layer_norm.weight", "layers.attention_norm.scale", "D -> D"),
+    Rule("encoder.layers.{l}.layer_norm.bias", "layers.attention_norm.bias", "D -> D"),
+    Rule("encoder.layers.{l}.feed_forward.intermediate_dense.weight", "layers.mlp.up.kernel", "F D -> D F"),
+    Rule("encoder.layers.{l}.feed_forward.intermediate_dense.bias", "layers.mlp.up.bias", "F -> F"),
+    Rule("encoder.layers.{l}.feed_forward.output_dense.weight", "layers.mlp.down.kernel", "D F -> F D"),
+    Rule("encoder.layers.{l}.feed_forward.output_dense.bias", "layers.mlp.down.bias", "D -> D"),
+    Rule("encoder.layers.{l}.final_layer_norm.weight", "layers.mlp_norm.scale", "D -> D"),
+    Rule("encoder.layers.{l}.final_layer_norm.bias", "layers.mlp_norm.bias", "D -> D"),
+)

@@ -1,0 +1,92 @@
+"""The files that torch writes, `.bin` and `.pth`: the one place where torch is imported, and only when it is needed."""
+
+import functools
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mlingo_jax.errors import UserError
+from mlingo_jax.weights.tensors import BUFFERS, DTYPES, Tensor, Tensors, numpy_dtype
+
+ZIP = b"PK\x03\x04"
+# By torch's names, which are numpy's.
+NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
+
+
+def read_torch(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch wrote: of a dict of tensors, or of one that stands under "model" in a dict.
+
+    Raises:
+        UserError: the file is truncated, corrupt, holds anything but tensors there, or torch is not installed.
+    """
+    state = _load(path)
+    return {name: _tensor(path, name, value) for name, value in state.items() if not name.endswith(BUFFERS)}
+
+
+def write_torch(path: Path, state: Mapping[str, Tensors]) -> None:
+    """Writes dicts of tensors by `torch.save`, all in memory at once: for an adapter, not for a tower.
+
+    Raises:
+        UserError: torch is not installed.
+    """
+    torch = _import_torch(f"writing a {path.suffix} file")
+    torch.save(
+        {key: {n: _to_torch(t.read(), torch) for n, t in tensors.items()} for key, tensors in state.items()}, path
+    )
+
+
+def _import_torch(what: Path | str) -> ModuleType:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{what}: needs torch: pip install 'mlingo_jax[torch]'") from error
+    return torch
+
+
+def _tensor(path: Path, name: str, value: Any) -> Tensor:
+    torch_name = str(value.dtype).removeprefix("torch.")
+    dtype = numpy_dtype(path, name, NAMES.get(torch_name, torch_name))
+    return Tensor(tuple(value.shape), dtype, lambda: _to_numpy(_load(path)[name], dtype, _import_torch(path)))
+
+
+def _to_numpy(value: Any, dtype: np.dtype, torch: ModuleType) -> np.ndarray:
+    # torch and numpy know no bfloat16 of each other's: bits are handed over, as integers.
+    bits = getattr(torch, f"int{8 * dtype.itemsize}")
+    return value.detach().contiguous().view(bits).numpy().view(dtype)
+
+
+def _to_torch(array: np.ndarray, torch: ModuleType) -> Any:
+    bits = np.ascontiguousarray(array).view(f"int{8 * array.dtype.itemsize}")
+    return torch.from_numpy(bits).view(getattr(torch, array.dtype.name)).reshape(array.shape)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        is_zip = file.read(len(ZIP)) == ZIP
+    # Mapped anew for each tensor: the pages of a file that stays mapped would count as our memory.
+    return _unpickle(path, mmap=True) if is_zip else _load_old(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_old(path: Path, written: int) -> dict[str, Any]:
+    # Files from before torch 1.6 are no zip and cannot be mapped: the last one read stays in memory, whole.
+    return _unpickle(path, mmap=False)
+
+
+def _unpickle(path: Path, *, mmap: bool) -> dict[str, Any]:
+    torch = _import_torch(path)
+    try:
+        state = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: corrupt, or holds more than tensors and plain values, which is not loaded") from error
+    except Exception as error:  # torch raises errors of many kinds over a broken file.
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
+        raise UserError(f"{path}: truncated or corrupt ({reason}); download it again") from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected a dict of tensors, or such a dict under 'model'")
+    return state

@@ -1,0 +1,189 @@
+"""The frozen towers at rest: whatever the files look like, opening gives the tensors by Flax's names and layout.
+
+The layouts: a Hugging Face folder (with or without a prefix before its names, in either spelling of weight norm), a
+Vicuna delta over its base, a released MusiLingo folder that holds both towers, and what `conversion.to_jax` writes.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+
+from mlingo_jax.errors import UserError
+from mlingo_jax.models.llama import Llama
+from mlingo_jax.models.llama_config import LlamaConfig
+from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.weights import llama, mert, released
+from mlingo_jax.weights.checkpoints import read_checkpoint, read_json
+from mlingo_jax.weights.delta import add_delta, is_delta
+from mlingo_jax.weights.folders import RECORD, Found, carry, find, identify
+from mlingo_jax.weights.keymap import Entry, Rule, check, entries, parameters, to_flax, to_torch
+from mlingo_jax.weights.naming import Names, Naming, canonical, drop_copies, spell
+from mlingo_jax.weights.tensors import Tensor, Tensors
+
+TowerName = Literal["mert", "llama"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerKind:
+    """What tells one tower from the other.
+
+    Attributes:
+        name: the kind, as in `conversion.json`.
+        config: reads config.json.
+        model: the network, made of a config.
+        rules: its table of names and layouts.
+        names: how PyTorch's names may differ from the table's.
+    """
+
+    name: TowerName
+    config: Callable[[Mapping[str, Any], str], MertConfig | LlamaConfig]
+    model: Callable[..., nnx.Module]
+    rules: tuple[Rule, ...]
+    names: Names
+
+
+MERT = TowerKind(
+    name="mert",
+    config=MertConfig.from_json,
+    model=Mert,
+    rules=mert.RULES,
+    names=Names(anchor="feature_projection.projection.weight", inner="", prefixes=("", "hubert."), copies={}),
+)
+LLAMA = TowerKind(
+    name="llama",
+    config=LlamaConfig.from_json,
+    model=Llama,
+    rules=llama.RULES,
+    names=Names(
+        anchor="embed_tokens.weight",
+        inner="model.",
+        prefixes=("model.", ""),
+        copies={"lm_head.weight": "model.embed_tokens.weight"},
+    ),
+)
+KINDS: dict[TowerName, TowerKind] = {"mert": MERT, "llama": LLAMA}
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenTower:
+    """A tower's config and weights, none of them read yet.
+
+    Attributes:
+        kind: which tower.
+        source: where it was found, for messages.
+        files: the folder of its config, tokenizer and preprocessor files; None where the layout has none.
+        values: its config.json.
+        config: the same, understood.
+        model: the network in the abstract: shapes and axes, no arrays.
+        entries: all its tensors, on both sides.
+        tensors: the weights, by Flax's names and in Flax's layout.
+        naming: how PyTorch's side of it spells the names.
+    """
+
+    kind: TowerKind
+    source: Path
+    files: Path | None
+    values: Mapping[str, Any]
+    config: MertConfig | LlamaConfig
+    model: nnx.Module
+    entries: list[Entry]
+    tensors: dict[str, Tensor]
+    naming: Naming
+
+    def torch_tensors(self) -> dict[str, Tensor]:
+        """The weights by PyTorch's names, spelled as they were found, and in PyTorch's layout."""
+        tensors = to_torch(self.entries, self.tensors, str(self.source))
+        return spell(tensors, self.naming, self.kind.names)
+
+    def bare(self) -> "OpenTower":
+        """The same tower with no prefix of its own before PyTorch's names, as it stands inside a MusiLingo."""
+        return dataclasses.replace(self, naming=dataclasses.replace(self.naming, prefix=self.kind.names.inner))
+
+    def write_files(self, folder: Path) -> None:
+        """Writes the files that go along with the weights: config.json, tokenizer, preprocessor."""
+        if self.files is None:
+            released.write_files(self.kind.name, self.values, folder)
+        else:
+            carry(self.files, folder)
+
+    def config_hash(self) -> str:
+        """SHA-256 of config.json's values, whatever their order."""
+        return sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()
+
+
+def open_tower(source: Path, name: TowerName, base: str | Path | None = None) -> OpenTower:
+    """Opens a tower in any of its layouts; `base` is the LLaMA folder under a Vicuna delta.
+
+    Raises:
+        UserError: the folder holds something else, a weight file is broken, the config asks for what is not built here,
+            or tensors are missing, left over or of the wrong shape (all are listed).
+    """
+    kind, found = KINDS[name], identify(source)
+    if found.kind not in (name, "musilingo") or found.layout == "run":
+        raise UserError(f"{source}: holds {_describe(found)}, expected a {name} model")
+    if found == Found("musilingo", "jax"):
+        return open_tower(source / released.PARTS[name].folder, name)
+    if found.layout == "jax":
+        return _open_converted(source, kind)
+    if found.kind == "musilingo":
+        part = released.read_part(source, name)
+        return _open_torch(kind, part.source, part.files, part.values, part.tensors, base)
+    return _open_torch(kind, source, source, read_json(source / "config.json"), read_checkpoint(source), base)
+
+
+def _describe(found: Found) -> str:
+    return "a training run" if found.layout == "run" else f"a {found.kind} model"
+
+
+def _open_converted(folder: Path, kind: TowerKind) -> OpenTower:
+    record = read_json(folder / RECORD)
+    if missing := {"prefix", "parametrized", "copies"} - record.keys():
+        raise UserError(f"{folder / RECORD}: lacks {', '.join(sorted(missing))}; convert the model again")
+    naming = Naming(record["prefix"], record["parametrized"], tuple(record["copies"]))
+    values = read_json(folder / "config.json")
+    config, model, table = _build(kind, values, folder / "config.json")
+    tensors = read_checkpoint(folder)
+    check({entry.flax: entry.flax_shape for entry in table}, tensors, str(folder))
+    return OpenTower(kind, folder, folder, values, config, model, table, tensors, naming)
+
+
+def _open_torch(
+    kind: TowerKind,
+    source: Path,
+    files: Path | None,
+    values: Mapping[str, Any],
+    tensors: Tensors,
+    base: str | Path | None,
+) -> OpenTower:
+    config, model, table = _build(kind, values, source / "config.json")
+    naming, tensors = canonical(tensors, kind.names, source)
+    if base is not None:
+        tensors = _merge(kind, tensors, source, find(base))
+    elif kind is LLAMA and is_delta(tensors):
+        raise UserError(
+            f"{source}: its language model is a delta (its last norm's mean is 0): to be added to LLaMA's weights, and "
+            "of no use alone; run python -m conversion.to_jax with --base LLAMA_FOLDER"
+        )
+    naming, tensors = drop_copies(tensors, naming, kind.names, {entry.torch for entry in table})
+    return OpenTower(kind, source, files, values, config, model, table, to_flax(table, tensors, str(source)), naming)
+
+
+def _build(kind: TowerKind, values: Mapping[str, Any], source: Path) -> tuple[Any, nnx.Module, list[Entry]]:
+    config = kind.config(values, str(source))
+    model = nnx.eval_shape(lambda: kind.model(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    return config, model, entries(kind.rules, parameters(model))
+
+
+def _merge(kind: TowerKind, delta: Tensors, source: Path, base: Path) -> dict[str, Tensor]:
+    if kind is not LLAMA or not is_delta(delta):
+        raise UserError(f"{source}: is not a delta (its last norm's mean is far from 0); convert it without --base")
+    if identify(base) != Found("llama", "torch"):
+        raise UserError(f"{base}: expected a LLaMA folder in Hugging Face's layout")
+    _, tensors = canonical(read_checkpoint(base), LLAMA.names, base)
+    return add_delta(tensors, delta, str(base))
