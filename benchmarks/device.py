@@ -100,7 +100,7 @@ def answering(shapes: Shapes, mesh: Mesh, rows: int, repeats: int) -> Iterator[M
     table = jnp.full_like(table, START)
     prompt = (params, embeddings, positions, segments, table, keys, sampling)
     spent = median(lambda: read(*prompt), repeats)
-    yield Measured(f"read {rows} prompts of {shapes.places} tokens", costs_of(traced, read), spent)
+    yield Measured(f"read {rows} prompts of {shapes.positions} tokens", costs_of(traced, read), spent)
     writing = trace_writing(shapes, mesh, traced, read)
     write = compile_program(writing)
     tokens = shapes.config.prompt.max_answer_tokens
@@ -113,7 +113,7 @@ def answering(shapes: Shapes, mesh: Mesh, rows: int, repeats: int) -> Iterator[M
 
 
 def filled(traced: Traced) -> Any:
-    """Arguments of a program, one by one on the device: small random numbers, and ones for ids and places."""
+    """Arguments of a program, one by one on the device: small random numbers, and ones for ids and positions."""
     leaves, tree = jax.tree.flatten(traced.args_info[0])
 
     @partial(jax.jit, static_argnums=(1, 2))

@@ -2,7 +2,8 @@
 
     python -m mlingo_jax.train --config=finetune_mi_musicqa --config.adapter.start=runs/pretrain
 
-The reference implementation draws one of the two for each step, at even odds; turns are as many of each without the luck.
+The reference implementation draws one of the two for each step, at even odds; turns are as many of each without the
+luck.
 """
 
 from configs.finetune_mi import get_config as finetune_mi_config

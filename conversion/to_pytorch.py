@@ -56,8 +56,8 @@ def _adapter_tensors(source: Path) -> dict[str, Tensor]:
     tensors = open_adapter(source)
     if LAYER_WEIGHTS in tensors:
         raise UserError(
-            f"{source}: its adapter learned a weight for each of the encoder's hidden states; the reference implementation takes their "
-            "plain mean, so there is nothing to convert it to"
+            f"{source}: its adapter learned a weight for each of the encoder's hidden states; the reference "
+            "implementation takes their plain mean, so there is nothing to convert it to"
         )
     return to_torch(adapter_entries(tensors), tensors, str(source))
 

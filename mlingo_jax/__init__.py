@@ -1,4 +1,5 @@
-"""MusiLingo in JAX: a frozen MERT encodes, one linear layer translates, a frozen LLaMA answers questions about music."""
+"""MusiLingo in JAX: a frozen MERT encodes, one linear layer translates, a frozen LLaMA answers questions about
+music."""
 
 import os
 from typing import TYPE_CHECKING

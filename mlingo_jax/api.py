@@ -251,7 +251,8 @@ def load(
         quantization: "int8" or "int4" keeps the language model's layers as integers, "none" in `dtype`; by default the
             run's, else "none".
         prompt: template, end symbol and limits; by default the run's, else the reference implementation's of stage 2.
-        frames_per_token: encoder frames averaged into one music token; by default the run's, else the reference implementation's 325.
+        frames_per_token: encoder frames averaged into one music token; by default the run's, else the reference
+        implementation's 325.
 
     Raises:
         UserError: a folder, file or weight is missing or broken, or the three do not fit one another.
@@ -261,7 +262,7 @@ def load(
         run = read_run(adapter)
         mert, llm = mert or run["mert"]["folder"], llm or run["llm"]["folder"]
         prompt = prompt or PromptSettings.from_json(run["prompt"])
-        window = frames_per_token or run["frames_per_token"]
+        frames_per_token = frames_per_token or run["frames_per_token"]
         quantization = quantization or run["llm"]["identity"].get("quantization")
     elif adapter is not None and Path(adapter).is_dir():
         mert, llm = mert or adapter, llm or adapter
@@ -270,22 +271,22 @@ def load(
         raise UserError(
             f"{adapter or 'no adapter'}: does not say which towers belong to it; give {lacking}, folder or hub id"
         )
-    encoder = load_tower(mert, kind="mert", dtype=dtype, mesh=mesh)
+    tower = load_tower(mert, kind="mert", dtype=dtype, mesh=mesh)
     language = load_tower(llm, kind="llama", dtype=dtype, quantization=quantization or "none", mesh=mesh)
     per_layer = params is not None and "layer_weights" in params
     graph, params = fit_adapter(
         params,
-        features=encoder.config.embed_dim,
+        features=tower.config.embed_dim,
         tokens=language.config.embed_dim,
-        states=encoder.config.states if per_layer else None,
+        states=tower.config.states if per_layer else None,
         source=adapter or "",
     )
     encoder = AudioEncoder(
-        encoder.graphdef,
-        encoder.params,
-        encoder.config,
-        AudioSettings.from_folder(encoder.folder),
-        frames_per_token=window or FRAMES_PER_TOKEN,
+        tower.graphdef,
+        tower.params,
+        tower.config,
+        AudioSettings.from_folder(tower.folder),
+        frames_per_token=frames_per_token or FRAMES_PER_TOKEN,
         per_layer=per_layer,
         mesh=mesh,
     )

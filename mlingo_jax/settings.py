@@ -1,4 +1,5 @@
-"""The settings of a training run, with the values of the reference implementation's fine-tuning: 6 x 5,000 micro-batches.
+"""The settings of a training run, with the values of the reference implementation's fine-tuning: 6 x 5,000
+micro-batches.
 
     python -m mlingo_jax.train --config=base --config.workdir=runs/first --config.data.manifest=my.jsonl \
         --config.mert.path=m-a-p/MERT-v1-330M --config.llm.path=models/vicuna-7b-v0

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from mlingo_jax.data.audio import (
     AudioSettings,
+    chunks,
     crop,
     decode_audio,
     measure_audio,
     normalize,
     prepare_waveform,
     read_audio,
-    windows,
 )
 from mlingo_jax.errors import UserError
 
@@ -241,15 +241,15 @@ def test_an_mp3_without_a_count_of_its_frames_is_as_long_as_it_is(tmp_path):
     refused(path, "cut off")
 
 
-@given(length=st.integers(1, 3000), frames_per_token=st.integers(1, 500), rate=st.integers(1, 500))
-def test_windows_cover_the_waveform(length, frames_per_token, rate):
+@given(length=st.integers(1, 3000), chunk=st.integers(1, 500), rate=st.integers(1, 500))
+def test_chunks_cover_the_waveform(length, chunk, rate):
     waveform = np.arange(length, dtype=np.float32)
-    pieces = chunks(waveform, frames_per_token, rate)
+    pieces = chunks(waveform, chunk, rate)
     np.testing.assert_array_equal(np.concatenate(pieces), waveform)
-    assert all(len(piece) == frames_per_token for piece in pieces[:-1])
-    assert len(pieces[-1]) < window + rate
-    assert len(pieces) == 1 or len(pieces[-1]) >= min(rate, frames_per_token)
-    if length <= frames_per_token:
+    assert all(len(piece) == chunk for piece in pieces[:-1])
+    assert len(pieces[-1]) < chunk + rate
+    assert len(pieces) == 1 or len(pieces[-1]) >= min(rate, chunk)
+    if length <= chunk:
         assert len(pieces) == 1
 
 

@@ -13,10 +13,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from conversion import released, to_jax, to_pytorch
+from conversion import to_jax, to_pytorch
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState
+from mlingo_jax.weights import released
 from mlingo_jax.weights.checkpoints import read_checkpoint
 from mlingo_jax.weights.load import load_adapter, load_tower
 from mlingo_jax.weights.tensors import Tensors

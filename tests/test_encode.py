@@ -1,4 +1,5 @@
-"""The encoder on several devices of this machine's one, in a process of its own: what one device encodes, the work split."""
+"""The encoder on several devices of this machine's one, in a process of its own: what one device encodes, the work
+split."""
 
 import json
 import os
@@ -37,7 +38,8 @@ def encoded(shape):
     mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
     with jax.set_mesh(mesh):
         tower = load_tower(FOLDER, kind="mert", dtype="float32", mesh=mesh)
-        encoder = AudioEncoder(tower.graphdef, tower.params, tower.config, AUDIO, frames_per_token=20, seconds=2.0, mesh=mesh)
+        how = {"frames_per_token": 20, "seconds": 2.0, "mesh": mesh}
+        encoder = AudioEncoder(tower.graphdef, tower.params, tower.config, AUDIO, **how)
         placed.clear()
         features = encoder(clips)
     return {"features": [f.tolist() for f in features], "placed": list(placed)}

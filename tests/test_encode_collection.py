@@ -94,8 +94,8 @@ def test_a_cache_of_another_kind_is_refused_by_name(encoded, folder, tmp_path):
 
 
 def test_two_processes_of_two_devices_hear_what_one_hears(encoded, folder, tmp_path):
-    command = command(folder, "music_caps", "--features", tmp_path)
-    said = run_two(command, {**os.environ, "JAX_NUM_CPU_DEVICES": "2"})
+    words = command(folder, "music_caps", "--features", tmp_path)
+    said = run_two(words, {**os.environ, "JAX_NUM_CPU_DEVICES": "2"})
     assert f"{tmp_path}: 4 clips of music_caps encoded, 4 in all\n" in said[0][0]
     assert "encoded 4 of 4 clips" in said[0][1]
     # The first one speaks for both.
@@ -140,9 +140,9 @@ def alone(shards) -> tuple[Path, float]:
 
 
 def start(shards: Path, features: Path) -> subprocess.Popen[str]:
-    """A encoding that has begun."""
-    command = command(shards, "manifest/own", "--features", features, "--store", "bfloat16")
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    """An encoding that has begun."""
+    words = command(shards, "manifest/own", "--features", features, "--store", "bfloat16")
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (features / "fingerprint.json").exists():
         time.sleep(0.001)
     return process

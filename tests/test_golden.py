@@ -1,4 +1,5 @@
-"""The reference implementation's numbers: what PyTorch MusiLingo computes with two small models must come out here as well.
+"""The reference implementation's numbers: what PyTorch MusiLingo computes with two small models must come out here as
+well.
 
 Relative errors are taken against the largest magnitude of the expected array, in float32.
 """

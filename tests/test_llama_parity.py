@@ -13,7 +13,15 @@ from flax import nnx
 from jax import Array
 
 from mlingo_jax.models.attention import attend
-from mlingo_jax.models.llama import NO_WINDOW, KVCache, Layers, Llama, attention_mask, rope_angles, rope_frequencies
+from mlingo_jax.models.llama import (
+    NO_WINDOW,
+    DecoderLayer,
+    KVCache,
+    Llama,
+    attention_mask,
+    rope_angles,
+    rope_frequencies,
+)
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.weights.load import load_tower
 
@@ -95,8 +103,8 @@ class Pair:
         self.graphdef, self.params, self.config = tower.graphdef, tower.params, tower.config
         self.model: Llama = nnx.merge(tower.graphdef, nnx.State(tower.params))
 
-    def layer(self, index: int) -> Layers:
-        assert isinstance(self.model.layers, Layers)
+    def layer(self, index: int) -> DecoderLayer:
+        assert isinstance(self.model.layers, DecoderLayer)
         graphdef, layers = nnx.split(self.model.layers)
         return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], layers))
 

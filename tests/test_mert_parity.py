@@ -1,4 +1,5 @@
-"""The encoder against PyTorch: transformers' HubertModel with random weights, and the reference implementation's numbers."""
+"""The encoder against PyTorch: transformers' HubertModel with random weights, and the reference implementation's
+numbers."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""The prepare command as its users meet it: its commands as processes, and fetching from a web server on this machine."""
+"""The prepare command as its users meet it: its commands as processes, and fetching from a web server on this
+machine."""
 
 import http.server
 import json

@@ -11,6 +11,7 @@ import pytest
 
 SCRIPT = """
 import json
+from functools import partial
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.sharding import AxisType
@@ -51,7 +52,8 @@ def encoded(mesh):
     with jax.set_mesh(mesh):
         mert, rng = load_tower(MERT, kind="mert", dtype="float32", mesh=mesh), np.random.default_rng(0)
         clips = {"waveform": rng.normal(size=(8, 4000)), "lengths": rng.integers(3000, 4001, 8)}
-        listen = jax.jit(lambda params, clips: nnx.merge(mert.graphdef, nnx.State(params)).features(**clips, frames_per_token=4))
+        network = partial(nnx.merge, mert.graphdef)
+        listen = jax.jit(lambda params, clips: network(nnx.State(params)).features(**clips, frames_per_token=4))
         return np.asarray(listen(mert.params, put_batch(clips, mesh))).tolist()
 
 one = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])

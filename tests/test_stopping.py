@@ -51,8 +51,8 @@ def written(draw) -> tuple[list[bytes], list[str], list[int]]:
 
 @given(written())
 def test_the_automaton_fires_at_the_first_token_at_which_the_text_holds_a_stop_text(case):
-    vocab_size, stops, tokens = case
-    table = transition_table(vocab_size, [stop.encode() for stop in stops], len(vocab_size))
+    vocabulary, stops, tokens = case
+    table = transition_table(vocabulary, [stop.encode() for stop in stops], len(vocabulary))
     state = START
     for n, token in enumerate(tokens, 1):
         state = table[state, token]
@@ -62,8 +62,8 @@ def test_the_automaton_fires_at_the_first_token_at_which_the_text_holds_a_stop_t
 
 @given(written(), st.data())
 def test_a_reader_gives_the_text_in_pieces_that_are_never_taken_back(case, data):
-    vocab_size, stops, tokens = case
-    rule = StopRule(tuple(stops), tuple(vocab_size), jnp.zeros((3, 1), jnp.int32))
+    vocabulary, stops, tokens = case
+    rule = StopRule(tuple(stops), tuple(vocabulary), jnp.zeros((3, 1), jnp.int32))
     whole = b"".join(vocabulary[t] for t in tokens).decode(errors="replace")
     ends = [at for stop in stops if (at := whole.find(stop)) >= 0]
     expected = whole[: min(ends, default=len(whole))].strip()

@@ -1,4 +1,5 @@
-"""DecoderLayer that stand one by one, as GPUs take them: the numbers, answers and identity of the stack, and less moved."""
+"""DecoderLayer that stand one by one, as GPUs take them: the numbers, answers and identity of the stack, and less
+moved."""
 
 import json
 import os

@@ -15,7 +15,8 @@ from typing import Any
 from mlingo_jax.errors import UserError
 
 CAPTION_QUESTION = "Please give a caption to the music."
-"""The question to which a caption is the answer (the reference implementation's constant; its stage 1 has no prompt and ignores it)."""
+"""The question to which a caption is the answer (the reference implementation's constant; its stage 1 has no prompt and
+ignores it)."""
 
 # JSON can spell what is not text: no tokenizer and no file takes it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -175,7 +176,8 @@ def number(values: Mapping[str, Any], name: str, where: str) -> float | None:
 
 
 def rate(values: Mapping[str, Any], where: str) -> int | None:
-    """The reference implementation's `sampling_rate` in Hz, if it is there. Raises UserError if it is no positive whole number."""
+    """The reference implementation's `sampling_rate` in Hz, if it is there. Raises UserError if it is no positive whole
+    number."""
     value = number(values, "sampling_rate", where)
     if value is not None and (value <= 0 or value != int(value)):
         raise UserError(f'{where}: expected a positive whole number in "sampling_rate", found {_show(value)}')

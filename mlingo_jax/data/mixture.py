@@ -1,4 +1,4 @@
-"""Examples from several positions, one after the other, each position drawn from as often as its weight says.
+"""Examples from several sources, one after the other, each source drawn from as often as its weight says.
 
 Nothing that grows with a prepared dataset is in memory: an example is read when it is asked for.
 """
@@ -78,13 +78,13 @@ class Chosen:
     """Some of the examples."""
 
     def __init__(self, examples: Examples, positions: Int[np.ndarray, "_"]):
-        self._examples, self._places = examples, positions
+        self._examples, self._positions = examples, positions
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def __getitem__(self, index: int) -> Example:
-        return self._examples[int(self._places[index])]
+        return self._examples[int(self._positions[index])]
 
 
 class Mixture:

@@ -59,8 +59,8 @@ class OnlineAudio:
 
     A clip longer than `seconds` is cropped to it, at a start drawn anew for each row while training, at its beginning
     otherwise; or to one of its fixed `crops`, drawn for each row or the first. `tokens` gives the number of
-    music tokens of so many samples. The field `unreadable` says why a clip cannot be read ("" if it can): its row is left
-    empty.
+    music tokens of so many samples. The field `unreadable` says why a clip cannot be read ("" if it can): its row is
+    left empty.
     """
 
     audio: AudioSettings

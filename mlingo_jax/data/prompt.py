@@ -5,8 +5,8 @@ A training row, with the default template and two music tokens (m); weights mark
     BOS ###Human: <Audio> m m </Audio> What plays? ###Assistant: A bell.###
     0   0 ..            0 0 0 0 ..                             0 1 ..     1     loss_weights
 
-Each piece is tokenised by itself, as the reference implementation does, so its ids do not depend on its neighbours. A row is compact:
-no padding before its end.
+Each piece is tokenised by itself, as the reference implementation does, so its ids do not depend on its neighbours. A
+row is compact: no padding before its end.
 """
 
 import json
@@ -26,7 +26,8 @@ _MUSIC_OPENS, _MUSIC_CLOSES = "<Audio>", "</Audio>"
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """How a question is put to the language model, and how an answer ends. The defaults are the reference implementation's stage 2.
+    """How a question is put to the language model, and how an answer ends. The defaults are the reference
+    implementation's stage 2.
 
     template: has one `{}`, which takes the music and the question; empty for no prompt (stage 1, no question).
     end_symbol: ends every answer while training.
@@ -100,7 +101,7 @@ class Prompt:
     def row(self, question: str, answer: str | None, music_tokens: int) -> Row:
         """The row of one example; without an answer, the prompt to be answered."""
         after = self._ids(self._question_text(question)) if self.settings.template else []
-        ids, cut = ([], False) if answer is None else self.answer_ids(answer)
+        ids, truncated = ([], False) if answer is None else self.answer_ids(answer)
         return _row(self._opening, music_tokens, after, ids, truncated)
 
     def rows(self, asked: Sequence[tuple[str, str, int]]) -> list[Row]:
@@ -187,15 +188,15 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 def read_context(folder: Path) -> int | None:
     """How many tokens the language model in a folder was made for; None if its config.json, a valid one, does not say.
 
-    The computation takes no notice of it and resumes past it; what comes out there is another matter.
+    The computation takes no notice of it and goes past it; what comes out there is another matter.
     """
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # The second is the name in the earliest LLaMA folders, Vicuna v0's among them.
-    positions = values.get("max_position_embeddings") or values.get("max_sequence_length")
+    length = values.get("max_position_embeddings") or values.get("max_sequence_length")
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     # The number is that of before a linear scaling, and of after LLaMA 3.1's.
     linear = "linear" in (rope.get("rope_type"), rope.get("type"))
-    return int(positions * rope["factor"]) if positions and linear else positions
+    return int(length * rope["factor"]) if length and linear else length
 
 
 def _row(opening: list[int], music_tokens: int, after: list[int], answer: list[int], truncated: bool) -> Row:

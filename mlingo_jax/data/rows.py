@@ -1,6 +1,7 @@
 """Batches of rows: their examples are read, tokenised together, and get their music.
 
-Axes: B rows, L positions in a row, E examples in a row at most, M music tokens at most, D encoder width, S hidden states.
+Axes: B rows, L positions in a row, E examples in a row at most, M music tokens at most, D encoder width, S hidden
+states.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """The demo's encoder: a small MERT whose convolutions are wavelets, so that it encodes without having been trained.
 
 Two wide convolutions make a scattering transform (Andén and Mallat, "Deep Scattering Spectrum", 2014). The first is an
-encoder: short waves, twelve to the octave. The second listens to how loud these get over a second and a half: some of its
-channels to one place of the spectrum, some to pulses from 0.8 to 16 Hz, some to chords. The projection that follows
+encoder: short waves, twelve to the octave. The second listens to how loud these get over a second and a half: some of
+its channels to one place of the spectrum, some to pulses from 0.8 to 16 Hz, some to chords. The projection that follows
 whitens what is encoded in the training clips, without labels; the layers above are random.
 """
 

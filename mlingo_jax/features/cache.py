@@ -35,7 +35,8 @@ class Fingerprint:
     """What a cache's features were made with.
 
     encoder: its identity: name, and checksums of its config and weights, and the dtype it computed in.
-    frames_per_token, seconds, per_layer: how it listened (`mlingo_jax.features.encode.AudioEncoder`); a crop is as long as `seconds`.
+    frames_per_token, seconds, per_layer: how it listened (`mlingo_jax.features.encode.AudioEncoder`); a crop is as long
+    as `seconds`.
     sample_rate, normalize: what it was given (`AudioSettings`).
     stored: dtype of the features in the cache, a key of `DTYPES`.
     crops, crop_seed: how many crops of each clip, and which (`mlingo_jax.features.crops`); 0 and 0: clips as a whole.

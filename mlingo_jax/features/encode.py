@@ -33,8 +33,8 @@ class AudioEncoder:
     """A frozen encoder and how it listens.
 
     `window` is the number of encoder frames averaged into one feature (MusiLingo: 325, 4.33 s at 75 Hz). A clip longer
-    than `seconds` is encoded in pieces of that length one after the other, so memory does not grow with the clip; a clip
-    no longer than that is encoded whole. With `per_layer` the features keep the encoder's hidden states apart.
+    than `seconds` is encoded in pieces of that length one after the other, so memory does not grow with the clip; a
+    clip no longer than that is encoded whole. With `per_layer` the features keep the encoder's hidden states apart.
     With a `mesh` (the parameters' own) each batch is split evenly over it.
     """
 

@@ -47,10 +47,11 @@ def fill_cache(
     """Puts the features of all clips that are not there yet into the cache in `folder`, made if need be.
 
     clips: the audio of each clip. encoder: from waveforms as `read_audio` gives them to features. minimum: samples a
-    clip must have. A shard holds the clips of `shard_clips` files; after a kill, only the shard in work is encoded again.
+    clip must have. A shard holds the clips of `shard_clips` files; after a kill, only the shard in work is encoded
+    again.
 
-    Several processes encode together when all of them call this with the same clips and a folder that all see: each encodes
-    its share, with an encoder on its own devices.
+    Several processes encode together when all of them call this with the same clips and a folder that all see: each
+    encodes its share, with an encoder on its own devices.
 
     Returns the cache, and why each clip that cannot be read cannot. Raises UserError when these are more than
     `max_bad_fraction` of all clips (all others have been encoded by then), when the folder holds features of another

@@ -1,8 +1,8 @@
 """Beam search, as transformers does it by default: length penalty 1 (the mean log-probability per token counts), and a
 row is done when its best running hypothesis has a lower mean than its worst finished one (early_stopping=False).
 
-Axes: B rows, K beams, P positions of the padded prompt, N positions for answer tokens, V vocabulary, E language-model width,
-A automaton states.
+Axes: B rows, K beams, P positions of the padded prompt, N positions for answer tokens, V vocabulary, E language-model
+width, A automaton states.
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ def beam_search(
 
 def _extend_beams(state: BeamState, logits: Float[Array, "B K V"], table: Int32[Array, "A V"]) -> BeamState:
     """One token more: the K best continuations that go on run on, those of the K best that end are finished."""
-    batch, beams, positions = state.tokens.shape
+    batch, beams, length = state.tokens.shape
     vocab_size = logits.shape[-1]
     totals = jax.nn.log_softmax(logits, axis=-1) + state.scores[..., None]
     next_states = table[state.stop_states]
@@ -127,7 +127,7 @@ def _extend_beams(state: BeamState, logits: Float[Array, "B K V"], table: Int32[
 
     step = state.step + 1
     scores, _, tokens, stop_states = continuations(totals)
-    ends = ((stop_states < START) | (step == positions)) & state.open[:, None]
+    ends = ((stop_states < START) | (step == length)) & state.open[:, None]
     lengths = jnp.where(ends, step, 0)
     means = jnp.where(ends, scores / step, NO_SCORE)
     finished = _best(state.finished, Hypotheses(tokens, lengths, stop_states, means))
@@ -142,7 +142,7 @@ def _extend_beams(state: BeamState, logits: Float[Array, "B K V"], table: Int32[
         open=state.open & (~full | (scores[:, 0] / step > finished.scores.min(axis=1))),
         step=step,
         positions=state.positions + 1,
-        cache=_follow(state.cache, parents, positions),
+        cache=_follow(state.cache, parents, length),
     )
 
 
@@ -153,9 +153,9 @@ def _best(one: Hypotheses, other: Hypotheses) -> Hypotheses:
     return jax.tree.map(lambda x: jnp.take_along_axis(x, kept.reshape(*kept.shape, *[1] * (x.ndim - 2)), axis=1), both)
 
 
-def _no_hypotheses(batch: int, beams: int, positions: int) -> Hypotheses:
+def _no_hypotheses(batch: int, beams: int, length: int) -> Hypotheses:
     return Hypotheses(
-        tokens=jnp.zeros((batch, beams, positions), jnp.int32),
+        tokens=jnp.zeros((batch, beams, length), jnp.int32),
         lengths=jnp.zeros((batch, beams), jnp.int32),
         stop_states=jnp.full((batch, beams), START, jnp.int32),
         scores=jnp.full((batch, beams), NO_SCORE),
@@ -167,14 +167,14 @@ def _repeat_rows(cache: KVCache, times: int) -> KVCache:
     return KVCache(keys, values, jnp.repeat(cache.positions, times, axis=0))
 
 
-def _follow(cache: KVCache, parents: Int[Array, "B K"], positions: int) -> KVCache:
-    """Each beam takes over the answer so far of its parent: the cache's last `positions` - 1 slots.
+def _follow(cache: KVCache, parents: Int[Array, "B K"], length: int) -> KVCache:
+    """Each beam takes over the answer so far of its parent: the cache's last `length` - 1 slots.
 
     The prompt and the positions are the same in all beams of a row and stay where they are.
     """
     beams = parents.shape[1]
     rows = (jnp.arange(parents.shape[0])[:, None] * beams + parents).reshape(-1)
-    prompt = cache.positions.shape[1] - (positions - 1)
+    prompt = cache.positions.shape[1] - (length - 1)
 
     def reorder(x: Array) -> Array:
         return x.at[..., prompt:, :, :].set(x[..., rows, prompt:, :, :])

@@ -1,7 +1,7 @@
 """Greedy decoding and sampling: the prompt is read once, then one jitted loop writes an answer in every row.
 
-Axes: B rows, P positions of the padded prompt, N positions for answer tokens, S = P + N - 1 slots of the key/value cache (the
-last token of an answer is never read), E language-model width, V vocabulary, A automaton states.
+Axes: B rows, P positions of the padded prompt, N positions for answer tokens, S = P + N - 1 slots of the key/value
+cache (the last token of an answer is never read), E language-model width, V vocabulary, A automaton states.
 """
 
 import dataclasses
@@ -64,8 +64,8 @@ def read_prompt(
 
     Rows begin at position 0 and are padded at their end with segment 0.
     """
-    batch, positions = segments.shape
-    cache = llm.init_cache(batch, positions + slots, embeddings.dtype)
+    batch, length = segments.shape
+    cache = llm.init_cache(batch, length + slots, embeddings.dtype)
     hidden, cache = llm.extend(embeddings, positions, segments, cache, jnp.int32(0))
     last = jnp.maximum((segments > 0).sum(axis=1) - 1, 0)[:, None]
     logits = llm.logits(jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0])
@@ -113,11 +113,11 @@ def decode(
     The memory of `state` is used again: it cannot be read afterwards.
     """
     llm = nnx.merge(graphdef, nnx.State(params))
-    positions = state.answers.tokens.shape[1]
-    prompt = state.cache.positions.shape[1] - (positions - 1)
+    length = state.answers.tokens.shape[1]
+    prompt = state.cache.positions.shape[1] - (length - 1)
 
     def unfinished(state: DecodeState) -> Array:
-        return (state.step < jnp.minimum(limit, positions)) & (state.answers.stop_states >= START).any()
+        return (state.step < jnp.minimum(limit, length)) & (state.answers.stop_states >= START).any()
 
     def advance(state: DecodeState) -> DecodeState:
         newest = state.answers.tokens[:, state.step - 1]

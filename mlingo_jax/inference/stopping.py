@@ -117,7 +117,7 @@ def stop_rule(
         raise UserError("a stop text is empty: leave it out, or give the text at which an answer shall end")
     if any(not 0 <= token < vocab_size for token in eos):
         raise UserError(
-            f"end-of-sequence ids {list(eos)} of the language model lie outside its vocabulary of {vocabulary}"
+            f"end-of-sequence ids {list(eos)} of the language model lie outside its vocabulary of {vocab_size}"
         )
     known = token_bytes(tokenizer)
     table = transition_table(known[:vocab_size], [text.encode() for text in texts], vocab_size)

@@ -4,8 +4,8 @@ For one clip it computes what MERT's `modeling_MERT.py` and transformers' `Huber
 differs from them on purpose: statistics, attention and pooling see a row's own frames only, so that a clip's features
 do not depend on its neighbours.
 
-Axes: B rows, N samples (of a waveform), T frames or convolution kernel_size, U a convolution's output frames, I and O its
-input and output channels, C the last one's output channels, D width, F inner width, N heads and H head width (of a
+Axes: B rows, N samples (of a waveform), T frames or taps of a convolution, U a convolution's output frames, I and O
+its input and output channels, C the last one's output channels, D width, F inner width, N heads and H head width (of a
 kernel), L layers, S hidden states (L + 1), K pooling windows.
 """
 
@@ -124,7 +124,7 @@ class MertConfig:
     @property
     def states(self) -> int:
         """Number of hidden states: the first layer's input and every layer's output."""
-        return self.layers + 1
+        return self.num_layers + 1
 
     @property
     def hop(self) -> int:
@@ -213,7 +213,7 @@ class PositionConv(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         kernel = self.kernel().astype(x.dtype)
         kernel_size = len(kernel)
-        # Half the kernel_size on either side; an even number would give one frame more, and the last one is dropped.
+        # Half the kernel on either side; an even number would give one frame more, and the last one is dropped.
         padding = (kernel_size // 2, (kernel_size - 1) // 2)
         convolve = partial(
             jax.lax.conv_general_dilated,
@@ -298,7 +298,7 @@ class Mert(nnx.Module):
         self.feature_norm = (
             LayerNorm(channels, axis="C", eps=config.eps, dtype=dtype) if config.projection_norm else None
         )
-        sizes = {"C": channels, "D": width}
+        sizes = {"C": channels, "D": embed_dim}
         self.feature_projection = Projection("BTC,CD->BTD", sizes, bias="D", dtype=dtype, rngs=rngs)
         mask = config.mask_embedding
         self.masked_spec_embed = parameter("D", sizes, None, normal(rngs, 1.0), dtype) if mask else None

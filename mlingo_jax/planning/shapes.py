@@ -1,7 +1,7 @@
 """A run's programs and their arguments, by shapes alone: no weights, no data, nothing on a device.
 
-Axes: B rows, L positions in a row, M music tokens, N samples, D encoder width, P positions of a prompt, A automaton states,
-V vocabulary.
+Axes: B rows, L positions in a row, M music tokens, N samples, D encoder width, P positions of a prompt, A automaton
+states, V vocabulary.
 """
 
 import copy

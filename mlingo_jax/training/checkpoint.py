@@ -33,7 +33,8 @@ SUMS = "SHA256SUMS"
 class CheckpointState:
     """What a checkpoint holds, as numpy arrays and JSON values.
 
-    data: the state of the data's iterator. watch: that of the loop's `LossMonitor`. unreadable: why clips could not be read.
+    data: the state of the data's iterator. watch: that of the loop's `LossMonitor`. unreadable: why clips could not be
+    read.
     """
 
     step: int

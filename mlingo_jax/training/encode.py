@@ -23,7 +23,8 @@ def encode_collection(config: Config, dataset: str) -> str:
 
     Several processes share the work, each on all its own devices.
 
-    The config gives encoder, frames_per_token, states and folders, as a run's does. Says what it will take before it begins.
+    The config gives encoder, frames_per_token, states and folders, as a run's does. Says what it will take before it
+    begins.
 
     Raises:
         UserError: the dataset is not prepared, the encoder cannot be loaded, the cache is of another kind, or too many

@@ -18,8 +18,8 @@ def learning_rate(step: Int[Array, ""] | int, settings: OptimConfig, steps: int)
 
     While step < warmup_steps it climbs from warmup_lr towards lr, by the step's place within its epoch. After that it
     is a half cosine from lr to min_lr over the whole run. The cosine does not leave the warm-up out: with 6 epochs of
-    5,000 steps and a warm-up of 5,000 it starts at 2.87e-5, not at 3e-5 (all the reference implementation's configs have this drop).
-    With epoch_steps 0 the run is one epoch.
+    5,000 steps and a warm-up of 5,000 it starts at 2.87e-5, not at 3e-5 (all the reference implementation's configs
+    have this drop). With epoch_steps 0 the run is one epoch.
 
     With gradient accumulation, an update uses the rate of the micro-step it falls on.
     """
@@ -54,7 +54,8 @@ def with_opt_state(state: optax.OptState, named: Mapping[str, Any]) -> optax.Opt
 
 
 def decay_mask(params: Params) -> Params:
-    """True for the parameters that decay: matrices; never a bias, whatever its shape (the reference implementation's rule)."""
+    """True for the parameters that decay: matrices; never a bias, whatever its shape (the reference implementation's
+    rule)."""
     return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim >= 2 and path[-1].key != "bias", params)
 
 

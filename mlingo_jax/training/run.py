@@ -1,7 +1,8 @@
 """What a run is: `config.json` (its settings) and `run.json` (what it was really made of). Another run is refused.
 
-run.json: mert and llm (folder or hub id, identity), the checksum of the adapter before the first step, frames_per_token, prompt,
-data (numbers, fingerprint), seed, versions, git commit, devices, and the compiler's flags of the environment.
+run.json: mert and llm (folder or hub id, identity), the checksum of the adapter before the first step,
+frames_per_token, prompt, data (numbers, fingerprint), seed, versions, git commit, devices, and the compiler's flags of
+the environment.
 """
 
 import json

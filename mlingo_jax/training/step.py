@@ -178,4 +178,4 @@ def _mean_gradient(state: TrainState) -> Params:
 
 def _at_least_one(token_count: Float[Array, ""]) -> Float[Array, ""]:
     # A micro-batch without an answer token has loss 0, not 0 / 0.
-    return jnp.where(weight > 0, token_count, 1)
+    return jnp.where(token_count > 0, token_count, 1)

@@ -13,9 +13,9 @@ from jaxtyping import Array, UInt32
 def weights_checksum(params: Mapping[str, Any]) -> str:
     """SHA-256 over each parameter's path, shape, dtype and digest; hexadecimal.
 
-    The digest is a sum over the elements of their bits mixed with their positions, in integers: no order of summation, and
-    so no sharding, changes it. Like arrays in a list (layers that are not stacked) count as the stack of them. It tells
-    equal weights from changed ones, but is no defence against an adversary.
+    The digest is a sum over the elements of their bits mixed with their positions, in integers: no order of summation,
+    and so no sharding, changes it. Like arrays in a list (layers that are not stacked) count as the stack of them. It
+    tells equal weights from changed ones, but is no defence against an adversary.
     """
     total = sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(_stacked(params), is_leaf=lambda x: isinstance(x, tuple)):

@@ -1,7 +1,8 @@
 """The engine: tables of rules that say where a PyTorch checkpoint's tensors stand in a Flax model, and how they lie.
 
-A table is data (`mlingo_jax/weights/mert.py`, `llama.py`, `adapter.py`) and is read in both directions. The Flax side is the
-truth on shapes: each parameter names its axes by letters, so a pattern is enough to know the shape in PyTorch as well.
+A table is data (`mlingo_jax/weights/mert.py`, `llama.py`, `adapter.py`) and is read in both directions. The Flax side
+is the truth on shapes: each parameter names its axes by letters, so a pattern is enough to know the shape in PyTorch as
+well.
 """
 
 import dataclasses

@@ -36,7 +36,8 @@ class Tower:
         config: its architecture.
         graphdef: the static half of the network; `nnx.merge(graphdef, nnx.State(params))` is the network.
         params: nested dict of arrays.
-        identity: name, config (SHA-256), weights (checksum, see `mlingo_jax.weights.checksum`), dtype, and of a language model
+        identity: name, config (SHA-256), weights (checksum, see `mlingo_jax.weights.checksum`), dtype, and of a
+        language model
             quantization, for checkpoints.
     """
 
