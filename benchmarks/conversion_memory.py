@@ -20,9 +20,10 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from mlingo_jax.files import write_json
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
-from mlingo_jax.weights.checkpoints import weight_files, write_checkpoint, write_json
+from mlingo_jax.weights.checkpoints import weight_files, write_checkpoint
 from mlingo_jax.weights.keymap import Shape, entries, parameters
 from mlingo_jax.weights.llama import RULES
 from mlingo_jax.weights.tensors import Tensor

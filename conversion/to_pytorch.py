@@ -11,10 +11,11 @@ from pathlib import Path
 
 from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import write_json
 from mlingo_jax.processes import initialize, is_primary, run_on_primary
 from mlingo_jax.weights import released
 from mlingo_jax.weights.adapter import LAYER_WEIGHTS, adapter_entries, open_adapter
-from mlingo_jax.weights.checkpoints import write_checkpoint, write_json
+from mlingo_jax.weights.checkpoints import write_checkpoint
 from mlingo_jax.weights.folders import Found, carry, find, identify, new_target
 from mlingo_jax.weights.keymap import to_torch
 from mlingo_jax.weights.tensors import Tensor, Tensors

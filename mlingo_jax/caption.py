@@ -217,7 +217,7 @@ def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, An
         "llm": weights_checksum(model.llm.params),
         "adapter": weights_checksum(model.adapter),
         "dtype": model.llm.identity["dtype"],
-        "window": model.encoder.frames_per_token,
+        "frames_per_token": model.encoder.frames_per_token,
         "prompt": dataclasses.asdict(model.prompt.settings),
         **dataclasses.asdict(options),
         "seed": seed if options.temperature > 0 else None,

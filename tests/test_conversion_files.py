@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlingo_jax.errors import UserError
-from mlingo_jax.weights.checkpoints import read_checkpoint, read_json, write_checkpoint
+from mlingo_jax.files import read_json
+from mlingo_jax.weights.checkpoints import read_checkpoint, write_checkpoint
 from mlingo_jax.weights.tensors import Tensor, Tensors, read_safetensors, write_safetensors
 from mlingo_jax.weights.torch_files import read_torch, write_torch
 

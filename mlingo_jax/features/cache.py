@@ -13,7 +13,6 @@ import itertools
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +22,7 @@ from jaxtyping import Float32
 import mlingo_jax
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import clip_hash
+from mlingo_jax.differences import current_names, differences
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.crops import Crops
 from mlingo_jax.features.shards import DTYPES, Features, read_shapes, shard_paths
@@ -81,15 +81,9 @@ class Fingerprint:
 
     def differences(self, other: "Fingerprint", *, ignore: Collection[str] = ()) -> list[str]:
         """What differs, as "field: mine and theirs"; an encoder's name is no difference, its checksums are."""
-        mine, theirs = self._flat(), other._flat()
-        names = [name for name in {**mine, **theirs} if name.split(".")[0] not in ignore]
-        return [f"{n}: {mine.get(n)!r} and {theirs.get(n)!r}" for n in names if mine.get(n) != theirs.get(n)]
-
-    def _flat(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self)
-        encoder = {f"encoder.{name}": value for name, value in values.pop("encoder").items() if name != "name"}
-        versions = {f"versions.{name}": value for name, value in values.pop("versions").items()}
-        return {**encoder, **values, **versions}
+        changed = differences(dataclasses.asdict(self), dataclasses.asdict(other))
+        kept = [name for name in changed if name.split(".")[0] not in ignore and name != "encoder.name"]
+        return [f"{name}: {changed[name][0]!r} and {changed[name][1]!r}" for name in kept]
 
 
 class FeatureCache:
@@ -196,7 +190,7 @@ class FeatureCache:
 def _read_fingerprint(folder: Path) -> Fingerprint:
     path = folder / FINGERPRINT
     try:
-        return Fingerprint(**json.loads(path.read_text(encoding="utf-8")))
+        return Fingerprint(**current_names(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no feature cache (no fingerprint.json in it)") from error
     except (ValueError, TypeError) as error:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlingo_jax.differences import current_names, differences
 from mlingo_jax.errors import UserError
-from mlingo_jax.files import atomic_replace, write_atomic
+from mlingo_jax.files import atomic_replace, read_json, write_atomic
 from mlingo_jax.wording import counted
 
 Key = tuple[str, str]
@@ -65,16 +66,14 @@ class AnswerFile:
 
     def _require_settings(self, settings: Mapping[str, Any]) -> None:
         try:
-            before = _flat(json.loads(self._settings_path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError) as error:
+            before = current_names(read_json(self._settings_path))
+        except UserError as error:
             raise UserError(
                 f"{self.path}: there already, but not what it was made with ({self._settings_path.name} is missing or "
                 "broken); give another --output, or delete it"
             ) from error
-        now = _flat(json.loads(json.dumps(settings)))
-        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if differing:
-            listed = "; ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in differing)
+        if changed := differences(before, json.loads(json.dumps(settings))):
+            listed = "; ".join(f"{name} was {a!r} and is {b!r}" for name, (a, b) in changed.items())
             raise UserError(f"{self.path}: made with other settings: {listed}; give another --output, or delete it")
 
     def _keep_answers(self, asked: set[Key]) -> None:
@@ -131,10 +130,3 @@ def _encode(line: Mapping[str, Any]) -> bytes:
 def _write_all(file: int, data: bytes) -> None:
     while data:
         data = data[os.write(file, data) :]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import read_json
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
-from mlingo_jax.weights.checkpoints import read_json
 from mlingo_jax.weights.released import LLAMA_1, MERT_330M
 
 # Source: the towers' config.json on the Hugging Face hub; what only training reads is left out.

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from mlingo_jax.differences import current_names
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import write_atomic
 from mlingo_jax.processes import is_primary
@@ -153,7 +154,7 @@ def read_run(source: str | Path) -> dict[str, Any]:
     workdir = run_of(source) or Path(source)
     path = workdir / RUN
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return current_names(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise UserError(f"{workdir}: no {RUN} in it, so it is not the folder of a training run") from error
     except ValueError as error:
@@ -222,11 +223,12 @@ def _read(folder: Path) -> CheckpointState:
     with own:
         items = ocp.load_checkpointables(str(folder))
         metadata = ocp.checkpointables_metadata(str(folder)).custom_metadata
-    states: dict[str, Any] = metadata if isinstance(metadata, dict) else {}
+    states: dict[str, Any] = current_names(metadata) if isinstance(metadata, dict) else {}
     if not isinstance(states.get("data"), dict):
         raise ValueError("its metadata cannot be read")
     watch, unreadable = states.get("watch", {}), states.get("unreadable", [])
-    return CheckpointState(int(folder.name), items["adapter"], items["optimizer"], states["data"], watch, unreadable)
+    adapter, optimizer = current_names(items["adapter"]), current_names(items["optimizer"])
+    return CheckpointState(int(folder.name), adapter, optimizer, states["data"], watch, unreadable)
 
 
 def _reason(error: Exception) -> str:

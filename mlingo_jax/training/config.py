@@ -9,11 +9,13 @@ import pkgutil
 import textwrap
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import configs
+from mlingo_jax.differences import FORMER_NAMES
 from mlingo_jax.errors import UserError
 from mlingo_jax.settings import Config
 
@@ -58,7 +60,10 @@ def read_config(argv: Sequence[str]) -> Config:
     name, overrides = _parse(argv)
     config = load_config(name)
     known = {field.name: field for field in fields(config)}
-    for key, text in overrides:
+    for given, text in overrides:
+        key = ".".join(FORMER_NAMES.get(part, part) for part in given.split("."))
+        if key != given and key in known:
+            warnings.warn(f"--config.{given} is now called --config.{key}", stacklevel=2)
         if key not in known:
             raise UserError(f"--config.{key}: config {name} has no such field{_nearest(key, known)}")
         field = known[key]

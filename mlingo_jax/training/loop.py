@@ -194,8 +194,8 @@ class Loop:
         state, batches = init_state(self._setup.adapter, self._config), self._setup.train_batches()
         if not saved:
             return replicate(state, self._mesh), batches
-        opt_state: Any = with_opt_state(state.opt_state, saved.optimizer["moments"])
-        rest = saved.optimizer | {"moments": opt_state}
+        opt_state: Any = with_opt_state(state.opt_state, saved.optimizer["opt_state"])
+        rest = saved.optimizer | {"opt_state": opt_state}
         state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **rest)
         batches.set_state(saved.data)
         state = replicate(state, self._mesh)
@@ -261,9 +261,9 @@ class Loop:
     def _save(self, step: int, state: TrainState, batches: grain.DatasetIterator[Batch]) -> None:
         self._record.sync()
         optimizer = {
-            "moments": named_opt_state(state.opt_state),
+            "opt_state": named_opt_state(state.opt_state),
             "gradient": state.gradient,
-            "weight": state.token_count,
+            "token_count": state.token_count,
         }
         data = batches.get_state()
         unreadable = self._unreadable.share()

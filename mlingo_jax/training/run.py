@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import jax
 import mlingo_jax
 from mlingo_jax.data.prompt import PromptSettings
 from mlingo_jax.data.statistics import ExampleStatistics
+from mlingo_jax.differences import current_names, differences
 from mlingo_jax.errors import UserError
-from mlingo_jax.files import write_atomic
+from mlingo_jax.files import read_json, write_atomic
 from mlingo_jax.processes import all_gather
 from mlingo_jax.settings import Config
 from mlingo_jax.training.checkpoint import is_run, read_run
@@ -82,12 +83,12 @@ def check_config(config: Config) -> None:
     if not is_run(workdir):
         return
     try:
-        before = dict(_flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8"))))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir / 'config.json'}: cannot be read ({error}); choose another workdir") from error
-    now = dict(_flatten(json.loads(to_json(config))))
-    fixed = [f.name for f in fields(config) if not f.metadata.get("free") and not f.name.startswith("demo")]
-    _refuse(workdir, [(f"config.{name}", before.get(name), now[name]) for name in fixed])
+        before = current_names(read_json(workdir / "config.json"))
+    except UserError as error:
+        raise UserError(f"{error}; the run cannot be resumed, choose another workdir") from error
+    fixed = {f.name for f in fields(config) if not f.metadata.get("free") and not f.name.startswith("demo")}
+    changed = differences(before, json.loads(to_json(config)))
+    _refuse(workdir, {f"config.{name}": values for name, values in changed.items() if name in fixed})
 
 
 def check_alike(config: Config) -> None:
@@ -96,14 +97,12 @@ def check_alike(config: Config) -> None:
     Raises:
         UserError: on all of them; names each setting that differs, with both values.
     """
-    first, *others = all_gather(dict(_flatten(json.loads(to_json(config)))))
+    first, *others = all_gather(json.loads(to_json(config)))
     for number, other in enumerate(others, 1):
-        names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
-        differences = [f"config.{name} is {first.get(name)!r} and {other.get(name)!r}" for name in names]
-        if differences:
+        if changed := differences(first, other):
+            listed = "; ".join(f"config.{name} is {a!r} and {b!r}" for name, (a, b) in changed.items())
             raise UserError(
-                f"processes 0 and {number} were given different settings: {'; '.join(differences)}. "
-                "Give all processes the same command"
+                f"processes 0 and {number} were given different settings: {listed}. Give all processes the same command"
             )
 
 
@@ -115,16 +114,16 @@ def check_run(workdir: Path, run: Mapping[str, Any], parts: tuple[str, ...] = ES
     """
     if not is_run(workdir):
         return
-    before, now = dict(_flatten(read_run(workdir))), dict(_flatten(run))
-    names = [n for n in {**before, **now} if n.startswith(parts) and not n.endswith("identity.name")]
-    _refuse(workdir, [(name, before.get(name), now.get(name)) for name in names])
+    changed = differences(read_run(workdir), run)
+    essential = [name for name in changed if name.startswith(parts) and not name.endswith("identity.name")]
+    _refuse(workdir, {name: changed[name] for name in essential})
 
 
 def changes_since(workdir: Path, run: Mapping[str, Any]) -> list[str]:
     """What differs from when the run began, of what changes losses by rounding alone: versions, devices, flags."""
-    before, now = dict(_flatten(read_run(workdir))), dict(_flatten(run))
-    names = [name for name in {**before, **now} if name.startswith(("versions", "devices", "commit", "flags"))]
-    return [f"{n} was {before.get(n)}, is {now.get(n)}" for n in names if before.get(n) != now.get(n)]
+    rounding = ("versions", "devices", "commit", "flags")
+    changed = differences(read_run(workdir), run)
+    return [f"{name} was {a}, is {b}" for name, (a, b) in changed.items() if name.startswith(rounding)]
 
 
 def write_run(workdir: Path, config: Config, run: Mapping[str, Any]) -> None:
@@ -135,20 +134,10 @@ def write_run(workdir: Path, config: Config, run: Mapping[str, Any]) -> None:
         write_atomic(workdir / RUN, [json.dumps(run, indent=2, ensure_ascii=False), "\n"])
 
 
-def _refuse(workdir: Path, compared: Sequence[tuple[str, Any, Any]]) -> None:
-    differences = [f"{name} was {a!r}, is {b!r}" for name, a, b in compared if a != b]
-    if differences:
-        raise UserError(
-            f"{workdir}: holds another run: {'; '.join(differences)}. Choose another --config.workdir, or set it back"
-        )
-
-
-def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, tree
+def _refuse(workdir: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    if changed:
+        listed = "; ".join(f"{name} was {a!r}, is {b!r}" for name, (a, b) in changed.items())
+        raise UserError(f"{workdir}: holds another run: {listed}. Choose another --config.workdir, or set it back")
 
 
 def _commit() -> str | None:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mlingo_jax.differences import current_names
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.weights import released
@@ -65,6 +66,7 @@ def _entries(features: int, tokens: int) -> list[Entry]:
 
 
 def _as_flax(tensors: Tensors, source: Path) -> dict[str, Tensor]:
+    tensors = current_names(tensors)
     for name in ("projection.kernel", "llama_proj.weight"):
         if name in tensors and len(tensors[name].shape) == 2:
             break

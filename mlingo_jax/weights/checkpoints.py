@@ -1,13 +1,12 @@
 """A folder's weights: one file or shards with an index, safetensors or torch's, as Hugging Face lays them out."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import read_json, write_json
 from mlingo_jax.weights.tensors import Tensor, Tensors, read_safetensors, write_safetensors
 from mlingo_jax.weights.torch_files import read_torch
 
@@ -90,25 +89,3 @@ def _split(tensors: Tensors, limit: int) -> Iterator[dict[str, Tensor]]:
         shard[name] = tensor
         filled += tensor.nbytes
     yield shard
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        UserError: the file is not there, or holds something else.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON object for people to read."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

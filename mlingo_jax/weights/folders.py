@@ -13,8 +13,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import read_json, write_json
 from mlingo_jax.models.llama_config import FAMILIES
-from mlingo_jax.weights.checkpoints import read_json, write_json
 
 Kind = Literal["mert", "llama", "adapter", "musilingo"]
 Layout = Literal["torch", "jax", "run"]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlingo_jax.errors import UserError
-from mlingo_jax.weights.checkpoints import read_checkpoint, read_json, write_json
+from mlingo_jax.files import read_json, write_json
+from mlingo_jax.weights.checkpoints import read_checkpoint
 from mlingo_jax.weights.tensors import Tensor
 
 # Source: config.json and preprocessor_config.json of m-a-p/MERT-v1-330M; what only training reads is left out.

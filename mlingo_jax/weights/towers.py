@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import read_json
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.weights import llama, mert, released
-from mlingo_jax.weights.checkpoints import read_checkpoint, read_json
+from mlingo_jax.weights.checkpoints import read_checkpoint
 from mlingo_jax.weights.delta import add_delta, is_delta
 from mlingo_jax.weights.folders import RECORD, Found, carry, find, identify
 from mlingo_jax.weights.keymap import Entry, Rule, check, entries, parameters, to_flax, to_torch
