@@ -32,8 +32,8 @@ from mlingo_jax.planning.machines import GIB, KINDS
 from mlingo_jax.planning.published import VICUNA_7B
 from mlingo_jax.planning.roofline import roofline
 from mlingo_jax.planning.shapes import Shapes, trace_encoding, trace_reading, trace_train_step, trace_writing
+from mlingo_jax.recipes import load_config
 from mlingo_jax.settings import QUANTIZATIONS, MeshConfig, PromptConfig
-from mlingo_jax.training.config import load_config
 from mlingo_jax.training.sharding import make_mesh
 from mlingo_jax.weights.released import MERT_330M
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from configs.demo import get_config
 from mlingo_jax.demo.materials import prepare
+from mlingo_jax.recipes import recipe
 from mlingo_jax.settings import Config
 from mlingo_jax.training.loop import HOST_FIELDS
 from mlingo_jax.training.setup import set_up
@@ -54,7 +54,7 @@ def main() -> None:
 
 def config_of(name: str, materials: str, folder: str) -> Config:
     """The demo's config for one of the ways."""
-    config = get_config()
+    config = recipe("demo")
     config.demo.materials = materials
     prepare(config)
     config.workdir = f"{folder}/{name}"

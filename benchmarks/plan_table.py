@@ -24,8 +24,8 @@ from mlingo_jax.planning.program import Collective
 from mlingo_jax.planning.published import encoder_sizes, language_model_sizes
 from mlingo_jax.planning.roofline import roofline
 from mlingo_jax.planning.shapes import Shapes, trace_train_step
+from mlingo_jax.recipes import load_config
 from mlingo_jax.settings import Config, MeshConfig
-from mlingo_jax.training.config import load_config
 from mlingo_jax.training.sharding import make_mesh
 
 MACHINES = ("a100-80:1", "h100:1", "h200:1", "v5p-8", "a100-80:4", "v4-8", "v6e-8", "v5e-8", "v5e-16")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import jax
 
+from mlingo_jax.flags import fields
 from mlingo_jax.settings import QUANTIZATIONS, Config
-from mlingo_jax.training.config import fields
 from mlingo_jax.training.loop import HOST_FIELDS
 from mlingo_jax.training.setup import set_up
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate

@@ -6,27 +6,11 @@ The first run synthesises short pieces of music, makes a small MERT and a small 
 materials are kept beside the run; a second run, with other settings of the training perhaps, starts from them.
 """
 
-import dataclasses
-
-from mlingo_jax.settings import Config, setting
-from mlingo_jax.settings import get_config as base_config
-
-
-@dataclasses.dataclass
-class DemoConfig:
-    """What the demo makes before it trains."""
-
-    materials: str = setting("runs/demo-materials", "folder of the clips and towers that the demo makes")
-    seed: int = setting(0, "of the music, the texts and both towers", least=0)
-    seconds: float = setting(5.0, "length of a clip", least=3, most=20)
-    train_takes: int = setting(6, "clips to train on for each of the 144 kinds of piece", least=1)
-    held_out_takes: int = setting(2, "clips to ask about for each kind, never seen in training", least=1)
-    instruments: int = setting(8, "how many of the eight instruments play", least=2, most=8)
-    llm_steps: int = setting(150, "steps in which the language model learns to read and to answer", least=1)
+from mlingo_jax.settings import Config, DemoConfig
 
 
 def get_config() -> Config:
-    config = base_config()
+    config = Config()
     config.demo = DemoConfig()
     config.workdir = "runs/demo"
     config.steps = 500

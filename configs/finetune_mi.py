@@ -8,11 +8,10 @@ batch_size = 2 d.
 """
 
 from mlingo_jax.settings import Config
-from mlingo_jax.settings import get_config as base_config
 
 
 def get_config() -> Config:
-    config = base_config()
+    config = Config()
     config.workdir = "runs/finetune_mi"
     config.mert.path = "m-a-p/MERT-v1-330M"
     config.llm.path = "weights/vicuna-v0"

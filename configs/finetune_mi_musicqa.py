@@ -6,12 +6,12 @@ The reference implementation draws one of the two for each step, at even odds; t
 luck.
 """
 
-from configs.finetune_mi import get_config as finetune_mi_config
+from mlingo_jax.recipes import recipe
 from mlingo_jax.settings import Config
 
 
 def get_config() -> Config:
-    config = finetune_mi_config()
+    config = recipe("finetune_mi")
     config.workdir = "runs/finetune_mi_musicqa"
     config.steps = 35_000
     config.data.datasets = "music_instruct/all:train=1, music_qa:finetune=1"

@@ -3,12 +3,12 @@
 python -m mlingo_jax.train --config=finetune_mi_short --config.adapter.start=runs/pretrain
 """
 
-from configs.finetune_mi import get_config as finetune_mi_config
+from mlingo_jax.recipes import recipe
 from mlingo_jax.settings import Config
 
 
 def get_config() -> Config:
-    config = finetune_mi_config()
+    config = recipe("finetune_mi")
     config.workdir = "runs/finetune_mi_short"
     config.steps = 15_000
     config.data.datasets = "music_instruct/short:train"

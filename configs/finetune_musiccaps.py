@@ -3,12 +3,12 @@
 python -m mlingo_jax.train --config=finetune_musiccaps --config.adapter.start=runs/pretrain
 """
 
-from configs.finetune_mi import get_config as finetune_mi_config
+from mlingo_jax.recipes import recipe
 from mlingo_jax.settings import Config
 
 
 def get_config() -> Config:
-    config = finetune_mi_config()
+    config = recipe("finetune_mi")
     config.workdir = "runs/finetune_musiccaps"
     config.steps = 6000
     config.accumulate = 8

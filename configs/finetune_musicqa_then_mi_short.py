@@ -3,12 +3,12 @@
 python -m mlingo_jax.train --config=finetune_musicqa_then_mi_short
 """
 
-from configs.finetune_mi_short import get_config as finetune_mi_short_config
+from mlingo_jax.recipes import recipe
 from mlingo_jax.settings import Config
 
 
 def get_config() -> Config:
-    config = finetune_mi_short_config()
+    config = recipe("finetune_mi_short")
     config.workdir = "runs/finetune_musicqa_then_mi_short"
     config.adapter.start = "runs/finetune_musicqa"
     return config

@@ -7,11 +7,10 @@ Every clip is encoded once; after that neither the audio nor the encoder is need
 """
 
 from mlingo_jax.settings import Config
-from mlingo_jax.settings import get_config as base_config
 
 
 def get_config() -> Config:
-    config = base_config()
+    config = Config()
     config.workdir = "runs/manifest"
     config.steps = 5000
     config.batch_size = 8

@@ -6,11 +6,10 @@ Stopped at any moment, the same command resumes. Without the data or the weights
 """
 
 from mlingo_jax.settings import Config
-from mlingo_jax.settings import get_config as base_config
 
 
 def get_config() -> Config:
-    config = base_config()
+    config = Config()
     config.workdir = "runs/pretrain"
     config.mert.path = "m-a-p/MERT-v1-330M"
     config.llm.path = "weights/vicuna-v0"

@@ -3,12 +3,12 @@
 python -m mlingo_jax.train --config=pretrain_lpmc
 """
 
-from configs.pretrain import get_config as pretrain_config
+from mlingo_jax.recipes import recipe
 from mlingo_jax.settings import Config
 
 
 def get_config() -> Config:
-    config = pretrain_config()
+    config = recipe("pretrain")
     config.workdir = "runs/pretrain_lpmc"
     config.data.datasets = "lp_music_caps/mc:train"
     config.data.evaluate = "lp_music_caps/mc:test"

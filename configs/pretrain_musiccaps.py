@@ -3,12 +3,12 @@
 python -m mlingo_jax.train --config=pretrain_musiccaps
 """
 
-from configs.pretrain import get_config as pretrain_config
+from mlingo_jax.recipes import recipe
 from mlingo_jax.settings import Config
 
 
 def get_config() -> Config:
-    config = pretrain_config()
+    config = recipe("pretrain")
     config.workdir = "runs/pretrain_musiccaps"
     config.data.datasets = "music_caps:train"
     config.data.evaluate = "music_caps:eval"

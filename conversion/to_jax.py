@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
@@ -87,5 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The console command."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    cli()

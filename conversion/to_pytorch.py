@@ -8,6 +8,7 @@ adapter alone, and any other all three parts.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
@@ -108,5 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{arguments.target}: written")
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The console command."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -233,5 +233,10 @@ def _search(folder: str) -> list[str]:
     )
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The console command."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -11,11 +11,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
+from mlingo_jax.flags import read_config
 from mlingo_jax.planning import machines
-from mlingo_jax.training.config import read_config
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,5 +107,10 @@ def say(lines: list[str]) -> None:
     print(*lines, sep="\n", flush=True)
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The console command."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from pathlib import Path
+from typing import NoReturn
 
 from mlingo_jax.cli import run_cli
 from mlingo_jax.datasets.build import Options, build
@@ -15,8 +16,8 @@ from mlingo_jax.datasets.music_qa import MusicQA
 from mlingo_jax.datasets.report import reports_folder
 from mlingo_jax.datasets.song_describer import SongDescriber
 from mlingo_jax.errors import UserError
+from mlingo_jax.flags import check
 from mlingo_jax.settings import DTYPES, Config
-from mlingo_jax.training.config import check
 
 DATASETS: tuple[type[Examples], ...] = (MusicCaps, MusicInstruct, MusicQA, LPMusicCaps, SongDescriber, Manifest)
 
@@ -215,5 +216,10 @@ def _first_line(dataset: type[Examples]) -> str:
     return (dataset.__doc__ or "").strip().splitlines()[0]
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The console command."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    cli()

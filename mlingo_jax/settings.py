@@ -1,11 +1,4 @@
-"""The settings of a training run, with the values of the reference implementation's fine-tuning: 6 x 5,000
-micro-batches.
-
-    python -m mlingo_jax.train --config=base --config.workdir=runs/first --config.data.manifest=my.jsonl \
-        --config.mert.path=m-a-p/MERT-v1-330M --config.llm.path=models/vicuna-7b-v0
-
-A file of this folder (or any Python file) is a config if it has `get_config() -> Config`.
-"""
+"""The settings of a training run; the defaults are those of the reference implementation's fine-tuning."""
 
 import dataclasses
 from typing import Any
@@ -15,8 +8,8 @@ def setting(
     default: Any,
     meaning: str,
     *,
-    least: float | None = None,
-    most: float | None = None,
+    least: int | float | None = None,
+    most: int | float | None = None,
     choices: tuple[str, ...] = (),
     free: bool = False,
 ) -> Any:
@@ -145,6 +138,19 @@ class MeshConfig:
 
 
 @dataclasses.dataclass
+class DemoConfig:
+    """What the demo makes before it trains."""
+
+    materials: str = setting("runs/demo-materials", "folder of the clips and towers that the demo makes")
+    seed: int = setting(0, "of the music, the texts and both towers", least=0)
+    seconds: float = setting(5.0, "length of a clip", least=3, most=20)
+    train_takes: int = setting(6, "clips to train on for each of the 144 kinds of piece", least=1)
+    held_out_takes: int = setting(2, "clips to ask about for each kind, never seen in training", least=1)
+    instruments: int = setting(8, "how many of the eight instruments play", least=2, most=8)
+    llm_steps: int = setting(150, "steps in which the language model learns to read and to answer", least=1)
+
+
+@dataclasses.dataclass
 class Config:
     """A training run. A step is one micro-batch; the adapter is updated every `accumulate` steps."""
 
@@ -166,7 +172,3 @@ class Config:
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     demo: Any = dataclasses.field(default=None, metadata={"meaning": "settings of the demo; none: no demo"})
-
-
-def get_config() -> Config:
-    return Config()

@@ -2,13 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from absl import logging
 
 from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
+from mlingo_jax.flags import HELP, describe, read_config
 from mlingo_jax.settings import Config
-from mlingo_jax.training.config import HELP, describe, read_config
 
 
 def main() -> None:
@@ -51,5 +52,10 @@ def _run(config: Config) -> None:
         run_on_primary("the demo's report", lambda: demo.report(config, Path(config.workdir)))
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The console command."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.flags import describe, fields, read_config, to_json
+from mlingo_jax.recipes import load_config, recipe_names
 from mlingo_jax.settings import Config
-from mlingo_jax.training.config import config_names, describe, fields, load_config, read_config, to_json
 
 
 def test_overrides_are_typed_and_may_stand_in_either_spelling():
@@ -69,7 +70,7 @@ def test_a_config_may_be_a_file_anywhere(tmp_path):
         read_config([f"--config={file}"])
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_every_config_is_legal_and_every_field_is_explained(name):
     config = read_config([f"--config={name}"])
     text = describe([f"--config={name}", "--help"])

@@ -13,8 +13,8 @@ from mlingo_jax.planning.program import Collective
 from mlingo_jax.planning.published import encoder_sizes, language_model_sizes
 from mlingo_jax.planning.roofline import Roofline, besides, formula, roofline
 from mlingo_jax.planning.shapes import Shapes, trace_train_step
+from mlingo_jax.recipes import load_config
 from mlingo_jax.settings import MeshConfig
-from mlingo_jax.training.config import load_config
 from mlingo_jax.training.sharding import make_mesh
 
 GATHER = Collective("all-gather", ("bf16[400]",), 800, 4, (3,), "body")

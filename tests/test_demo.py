@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from configs.demo import DemoConfig, get_config
 from mlingo_jax import demo
 from mlingo_jax.data.manifest import read_manifest
 from mlingo_jax.data.prompt import PromptSettings, load_tokenizer
@@ -21,7 +20,8 @@ from mlingo_jax.demo.music import ATTRIBUTES, REGISTERS, SCALES, TEMPOS, Piece, 
 from mlingo_jax.demo.report import grade
 from mlingo_jax.demo.synthesis import INSTRUMENTS, SAMPLE_RATE, frequency, recorded_note
 from mlingo_jax.demo.texts import ANSWERS, CAPTION, CAPTIONS, QUESTIONS, ask, named, tell
-from mlingo_jax.settings import Config
+from mlingo_jax.recipes import recipe
+from mlingo_jax.settings import Config, DemoConfig
 from mlingo_jax.training.loop import train
 
 SMALL = {"seconds": 3.0, "train_takes": 1, "held_out_takes": 1, "instruments": 2}
@@ -166,7 +166,7 @@ def test_whitening_makes_what_is_heard_uncorrelated():
 
 
 def miniature(folder: Path, **changes: object) -> Config:
-    config = get_config()
+    config = recipe("demo")
     config.demo = DemoConfig(materials=str(folder / "materials"), **SMALL, llm_steps=2)
     config.workdir, config.steps, config.batch_size = str(folder / "run"), 3, 4
     config.log.eval_every = 0

@@ -9,15 +9,16 @@ import pytest
 from mlingo_jax.data.mixture import parse_wanted
 from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.errors import UserError
+from mlingo_jax.flags import to_json
+from mlingo_jax.recipes import load_config, recipe_names
 from mlingo_jax.settings import Config
-from mlingo_jax.training.config import config_names, load_config, to_json
 from mlingo_jax.training.dry_run import dry_run
 from mlingo_jax.training.preflight import require_all
 from tests.collections_of_music import MUSIC_CAPS, built, prepare_all, tones, write_csv, write_jsonl
 from tests.tiny import tiny_llama, tiny_mert
 
 # Configs of the paper's runs: all but those that bring their own data.
-RUNS = [name for name in config_names() if load_config(name).data.datasets]
+RUNS = [name for name in recipe_names() if load_config(name).data.datasets]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_a_split_or_part_that_is_misnamed_is_no_missing_dataset(named, message, 
         require_all(config)
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_a_dry_run_of_every_config(name, folder):
     config = settled(name, folder)
     if name in RUNS:

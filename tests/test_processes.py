@@ -19,9 +19,9 @@ from safetensors.numpy import save_file
 from conversion import to_jax
 from mlingo_jax import caption, demo
 from mlingo_jax.errors import UserError
+from mlingo_jax.flags import read_config
 from mlingo_jax.processes import Job, find_job
 from mlingo_jax.training.checkpoint import load_run_adapter
-from mlingo_jax.training.config import read_config
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
 from tests.tiny import tiny_llama, tiny_mert

@@ -17,10 +17,10 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from configs.demo import DemoConfig
 from mlingo_jax.demo.music import ATTRIBUTES, Piece, compose
 from mlingo_jax.demo.synthesis import SAMPLE_RATE, Sound, play
 from mlingo_jax.demo.texts import CAPTION, ask, tell
+from mlingo_jax.settings import DemoConfig
 
 Split = Literal["train", "eval"]
 FOLDERS: Mapping[Split, str] = {"train": "train", "eval": "held_out"}

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import soundfile
 
-from configs.demo import DemoConfig
 from conversion import to_jax
 from mlingo_jax.demo.corpus import read_clips, write_corpus
 from mlingo_jax.demo.encoder import make_encoder
 from mlingo_jax.demo.language_model import make_language_model
 from mlingo_jax.processes import run_on_primary
-from mlingo_jax.settings import Config
+from mlingo_jax.settings import Config, DemoConfig
 from mlingo_jax.training.run import prompt_settings
 from mlingo_jax.weights.folders import new_target
 

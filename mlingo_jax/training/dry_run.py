@@ -16,9 +16,9 @@ from mlingo_jax.data.statistics import example_statistics, row_sizes
 from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import count_tokens
+from mlingo_jax.flags import to_json
 from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.settings import Config
-from mlingo_jax.training.config import to_json
 from mlingo_jax.training.examples import lay_out, read_examples, train_batches
 from mlingo_jax.training.music import most_seconds, piece_seconds
 from mlingo_jax.training.run import prompt_settings

@@ -1,23 +1,19 @@
 """From the command line to a run's settings: `--config=NAME` and typed overrides `--config.optim.lr=1e-4`."""
 
 import dataclasses
-import difflib
-import importlib
-import importlib.util
 import json
-import pkgutil
 import textwrap
 import types
 import typing
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import configs
 from mlingo_jax.differences import FORMER_NAMES
 from mlingo_jax.errors import UserError
+from mlingo_jax.recipes import load_config, recipe_names, summary
 from mlingo_jax.settings import Config
+from mlingo_jax.wording import nearest
 
 HELP = ("--help", "-h", "--helpfull")
 
@@ -65,40 +61,11 @@ def read_config(argv: Sequence[str]) -> Config:
         if key != given and key in known:
             warnings.warn(f"--config.{given} is now called --config.{key}", stacklevel=2)
         if key not in known:
-            raise UserError(f"--config.{key}: config {name} has no such field{_nearest(key, known)}")
+            raise UserError(f"--config.{key}: config {name} has no such field{nearest(key, known)}")
         field = known[key]
         setattr(field.owner, field.attribute, _value(field, text))
     check(config)
     return config
-
-
-def load_config(name: str) -> Config:
-    """What `get_config()` of configs/NAME.py gives, or of a Python file given by its path.
-
-    Raises:
-        UserError: there is no such file, or it has no `get_config` that gives a `Config`.
-    """
-    if name.endswith(".py"):
-        path = Path(name)
-        spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-        if not path.is_file() or spec is None or spec.loader is None:
-            raise UserError(f"--config={name}: no such file")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    elif name in config_names():
-        module = importlib.import_module(f"configs.{name}")
-    else:
-        names = config_names()
-        raise UserError(f"--config={name}: no such config; there are {', '.join(names)}{_nearest(name, names)}")
-    config = module.get_config() if hasattr(module, "get_config") else None
-    if not isinstance(config, Config):
-        raise UserError(f"--config={name}: has no get_config() that gives a mlingo_jax.settings.Config")
-    return config
-
-
-def config_names() -> list[str]:
-    """The names of the files of configs/."""
-    return sorted(module.name for module in pkgutil.iter_modules(configs.__path__))
 
 
 def check(config: Config) -> None:
@@ -132,7 +99,7 @@ def describe(argv: Sequence[str]) -> str:
         "a run resumes where its last checkpoint stands.",
         "",
         "NAME is a Python file, or one of:",
-        *(f"  {n:<12} {_summary(n)}" for n in config_names()),
+        *(f"  {n:<12} {summary(n)}" for n in recipe_names()),
         "",
         f"Fields of {name}, with their values there (* may differ when a run is resumed):",
     ]
@@ -160,7 +127,7 @@ def _parse(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
         else:
             overrides.append((flag.removeprefix("--config."), text))
     if not names:
-        raise UserError(f"--config=NAME is needed; NAME is a file or one of {', '.join(config_names())}")
+        raise UserError(f"--config=NAME is needed; NAME is a file or one of {', '.join(recipe_names())}")
     return names[-1], overrides
 
 
@@ -198,16 +165,5 @@ def _kind_name(kind: Any) -> str:
     return names.get(kind, "left alone: it cannot be set from the command line")
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | str) else str(value)
-
-
-def _summary(name: str) -> str:
-    """The first sentence of a config file's docstring."""
-    text = importlib.import_module(f"configs.{name}").__doc__ or ""
-    return text.split("\n\n")[0].replace("\n", " ")
