@@ -20,7 +20,10 @@ TOWERS = {"llm": {"name": "tiny", "weights": "0123"}}
 def make(step: int, size: int = 8) -> CheckpointState:
     rng = np.random.default_rng(step)
     adapter = {"projection": {"kernel": rng.normal(size=(size, 4)).astype(np.float32), "bias": np.zeros(4, np.float32)}}
-    optimizer = {"moments": {"count": np.array(step, np.int32), "mu": adapter}, "weight": np.array(2.5, np.float32)}
+    optimizer = {
+        "opt_state": {"count": np.array(step, np.int32), "mu": adapter},
+        "token_count": np.array(2.5, np.float32),
+    }
     return CheckpointState(step, adapter, optimizer, {"next_index": step}, {"skipped": [7]}, ["7.wav: not audio"])
 
 
@@ -50,8 +53,8 @@ def assert_is(saved: CheckpointState | None, step: int) -> None:
     for name, values in expected.adapter["projection"].items():
         np.testing.assert_array_equal(saved.adapter["projection"][name], values)
         assert saved.adapter["projection"][name].dtype == np.float32
-    assert saved.optimizer["moments"]["count"] == step
-    assert saved.optimizer["weight"] == 2.5
+    assert saved.optimizer["opt_state"]["count"] == step
+    assert saved.optimizer["token_count"] == 2.5
 
 
 def test_the_newest_are_kept_and_read_back(run):

@@ -171,7 +171,7 @@ def test_a_full_disk(mert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_killed_conversion_leaves_no_target(tmp_path: Path):
     llm = tiny_llama(tmp_path / "llm")
     slow = (
-        "import time, sys; from conversion import tensors; from conversion.to_jax import main;"
+        "import time, sys; from mlingo_jax.weights import tensors; from conversion.to_jax import main;"
         "read = tensors._read_safetensor;"
         "tensors._read_safetensor = lambda *a: (time.sleep(0.2), read(*a))[1];"
         "main()"

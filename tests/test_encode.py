@@ -16,7 +16,7 @@ import json
 import jax, numpy as np
 from jax.sharding import AxisType
 from mlingo_jax.weights.load import load_tower
-from mlingo_jax.data import encoding
+from mlingo_jax.features import encode
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.features.encode import AudioEncoder
 
@@ -31,7 +31,7 @@ def spy(*arguments):
     placed.append([list(out.shape), len({str(s.index) for s in out.addressable_shards}), len(out.devices())])
     return out
 
-FEATURES, encoding._features = encoding._features, spy
+FEATURES, encode._features = encode._features, spy
 
 def encoded(shape):
     devices = jax.devices()[: int(np.prod(shape))]

@@ -36,7 +36,7 @@ def encoder(waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.add.reduceat(w, s)[:, None] * scales for w, s in zip(waveforms, starts, strict=True)]
 
 
-class CountingEar:
+class CountingEncoder:
     def __init__(self):
         self.encoded = 0
 
@@ -98,7 +98,7 @@ def test_bfloat16_halves_the_cache_and_keeps_states_apart(tmp_path):
 
 def test_a_clip_is_heard_once(tmp_path):
     clips = write_clips(tmp_path, 6)
-    counting = CountingEar()
+    counting = CountingEncoder()
     fill_cache(dict(list(clips.items())[:4]), counting, tmp_path / "cache", FINGERPRINT, shard_clips=3)
     for path in list(clips.values())[:4]:
         path.unlink()
@@ -109,9 +109,9 @@ def test_a_clip_is_heard_once(tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from test_features import FINGERPRINT, CountingEar, encoder, encode, Path
+from test_features import FINGERPRINT, CountingEncoder, encoder, fill_cache, Path
 
-counting = CountingEar()
+counting = CountingEncoder()
 
 def mortal(waveforms):
     if counting.encoded >= 5:
@@ -132,7 +132,7 @@ def test_a_killed_hearing_goes_on(tmp_path):
     # A run that has encoded writes it when others may encode already.
     others = tmp_path / "cache" / ".encoder.json.partial"
     others.touch()
-    counting = CountingEar()
+    counting = CountingEncoder()
     cache, _ = fill_cache(clips, counting, tmp_path / "cache", FINGERPRINT, shard_clips=2)
     assert counting.encoded == 2
     assert list((tmp_path / "cache").glob(".*.partial")) == [others]
@@ -149,7 +149,7 @@ def test_a_shard_that_is_cut_off_is_heard_again(tmp_path):
     cache = FeatureCache(tmp_path / "cache")
     assert cache.damaged == [first, second]
     assert len(cache) == 2
-    counting = CountingEar()
+    counting = CountingEncoder()
     cache, _ = fill_cache(clips, counting, tmp_path / "cache", FINGERPRINT, shard_clips=2)
     assert counting.encoded == 4
     assert len(cache) == 6
@@ -169,7 +169,7 @@ def test_bytes_that_changed_inside_a_shard_are_found(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"window": 160}, "window: 325 and 160"),
+        ({"frames_per_token": 160}, "frames_per_token: 325 and 160"),
         ({"seconds": 10.0}, "seconds: 30.0 and 10.0"),
         ({"per_layer": True}, "per_layer: False and True"),
         ({"sample_rate": 16000}, "sample_rate: 8000 and 16000"),
@@ -220,7 +220,7 @@ def test_clips_that_cannot_be_heard_are_named_together(tmp_path):
         fill_cache(clips, encoder, tmp_path / "cache", FINGERPRINT, shard_clips=2)
     assert "1.wav: not audio" in str(error.value)
     assert "4.wav: No such file" in str(error.value)
-    counting = CountingEar()
+    counting = CountingEncoder()
     cache, bad = fill_cache(clips, counting, tmp_path / "cache", FINGERPRINT, shard_clips=2, max_bad_fraction=0.2)
     assert counting.encoded == 0
     assert len(cache) == 8
@@ -239,11 +239,11 @@ TOGETHER = """
 import json, sys
 from mlingo_jax.processes import initialize
 
-join()
+initialize()
 sys.path.insert(0, sys.argv[1])
-from test_features import FINGERPRINT, CountingEar, encode, Path
+from test_features import FINGERPRINT, CountingEncoder, fill_cache, Path
 
-counting = CountingEar()
+counting = CountingEncoder()
 clips = {f"clip {i}": Path(sys.argv[2]) / f"{i}.wav" for i in range(9)}
 cache, bad = fill_cache(clips, counting, Path(sys.argv[2]) / "cache", FINGERPRINT, shard_clips=2, max_bad_fraction=0.5)
 print(json.dumps([counting.encoded, len(cache), bad]))

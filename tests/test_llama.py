@@ -160,7 +160,7 @@ def test_prompts_of_several_lengths_go_on_from_the_same_slot() -> None:
 
 
 def test_a_donated_cache_is_written_in_place() -> None:
-    abstract = nnx.eval_shape(lambda: build(dataclasses.replace(TINY, layers=16, windows=(None,) * 16)))
+    abstract = nnx.eval_shape(lambda: build(dataclasses.replace(TINY, num_layers=16, windows=(None,) * 16)))
     graphdef, params = nnx.split(abstract)
     cache, token = abstract.init_cache(1, 512, jnp.float32), jnp.zeros((1, 1), jnp.int32)
 
@@ -221,11 +221,11 @@ def test_bfloat16() -> None:
 
 
 PERTURBED: dict[str, dict[str, Any]] = {
-    "vocabulary": {"vocabulary": 65},
-    "width": {"width": 28},
-    "inner": {"inner": 41},
-    "layers": {"layers": 3, "windows": (None, 5, None)},
-    "heads": {"heads": 6},
+    "vocab_size": {"vocab_size": 65},
+    "embed_dim": {"embed_dim": 28},
+    "mlp_dim": {"mlp_dim": 41},
+    "num_layers": {"num_layers": 3, "windows": (None, 5, None)},
+    "num_heads": {"num_heads": 6},
     "num_kv_heads": {"num_kv_heads": 1},
     "head_dim": {"head_dim": 10},
     "eps": {"eps": 1e-2},

@@ -57,7 +57,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-@partial(jax.jit, static_argnames=("static", "method", "window", "per_layer"))
+@partial(jax.jit, static_argnames=("static", "method", "frames_per_token", "per_layer"))
 def run(static: Any, state: Any, method: str, waveform: Array, lengths: Array, **options: Any) -> Array:
     return getattr(nnx.merge(static, state), method)(waveform, lengths, **options)
 

@@ -1,7 +1,7 @@
 """The devices' mesh, and what lies where on it.
 
 Axes of the mesh: `data` splits the batch; `fsdp` splits the batch and the towers' width; `tensor` splits the towers'
-heads, inner width and vocabulary. Adapter, moments and metrics are on every device whole.
+heads, inner width and vocabulary. Adapter, optimiser state and metrics are on every device whole.
 """
 
 from collections.abc import Mapping, Sequence

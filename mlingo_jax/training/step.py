@@ -136,7 +136,7 @@ def train_step(
     def keep(state: TrainState) -> tuple[TrainState, Array]:
         return state, jnp.zeros_like(norm)
 
-    due = (kept.step % config.accumulate == 0) & (kept.weight > 0)
+    due = (kept.step % config.accumulate == 0) & (kept.token_count > 0)
     new, update_norm = jax.lax.cond(due, update, keep, kept)
     metrics = {
         "loss": loss,
