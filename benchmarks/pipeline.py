@@ -21,7 +21,7 @@ from absl import logging
 from mlingo_jax.data.audio import AudioSettings, read_audio
 from mlingo_jax.data.mixture import Mixture, Wanted, read_mixture
 from mlingo_jax.data.packing import ROW_LENGTH, pack
-from mlingo_jax.data.pipeline import CachedFeatures, make_dataset
+from mlingo_jax.data.pipeline import make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.statistics import ExampleStatistics, example_statistics, row_length, row_sizes
@@ -30,6 +30,7 @@ from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.datasets.music_qa import MusicQA
 from mlingo_jax.features.cache import FeatureCache, Fingerprint
 from mlingo_jax.features.fill import fill_cache
+from mlingo_jax.features.sources import CachedFeatures
 
 AUDIO = AudioSettings(sample_rate=24000, normalize=True)
 SILENCE = AudioSettings(sample_rate=8000, normalize=False)

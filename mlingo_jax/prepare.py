@@ -7,19 +7,13 @@ from typing import NoReturn
 
 from mlingo_jax.cli import run_cli
 from mlingo_jax.datasets.build import Options, build
+from mlingo_jax.datasets.builders import DATASETS
 from mlingo_jax.datasets.examples import Examples
-from mlingo_jax.datasets.lp_music_caps import LPMusicCaps
-from mlingo_jax.datasets.manifest import Manifest
 from mlingo_jax.datasets.music_caps import MusicCaps
-from mlingo_jax.datasets.music_instruct import MusicInstruct
-from mlingo_jax.datasets.music_qa import MusicQA
 from mlingo_jax.datasets.report import reports_folder
-from mlingo_jax.datasets.song_describer import SongDescriber
 from mlingo_jax.errors import UserError
 from mlingo_jax.flags import check
 from mlingo_jax.settings import DTYPES, Config
-
-DATASETS: tuple[type[Examples], ...] = (MusicCaps, MusicInstruct, MusicQA, LPMusicCaps, SongDescriber, Manifest)
 
 
 def main() -> None:

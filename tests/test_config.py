@@ -66,7 +66,8 @@ def test_a_config_may_be_a_file_anywhere(tmp_path):
     with pytest.raises(UserError, match="no get_config"):
         load_config(str(file))
     file.write_text(
-        "from mlingo_jax.settings import Config\n\ndef get_config():\n    config = Config()\n    config.steps = 'many'\n    return config\n"
+        "from mlingo_jax.settings import Config\n\n"
+        "def get_config():\n    config = Config()\n    config.steps = 'many'\n    return config\n"
     )
     with pytest.raises(UserError, match=r"config\.steps is 'many': must be a whole number"):
         read_config([f"--config={file}"])

@@ -9,7 +9,7 @@ import pytest
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Example
 from mlingo_jax.data.mixture import Mixture, Wanted, evenly, parse_wanted, read_mixture
-from mlingo_jax.data.pipeline import CachedFeatures, OnlineAudio, make_dataset
+from mlingo_jax.data.pipeline import make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings
 from mlingo_jax.data.stored import duration
 from mlingo_jax.datasets.manifest import Manifest
@@ -17,6 +17,7 @@ from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FeatureCache, Fingerprint
 from mlingo_jax.features.fill import fill_cache
+from mlingo_jax.features.sources import CachedFeatures, OnlineAudio
 from tests.collections_of_music import RATE, built, music_caps, tones, write_jsonl
 from tests.tiny import tiny_tokenizer
 

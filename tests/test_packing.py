@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Example
 from mlingo_jax.data.packing import Packing, join, pack
-from mlingo_jax.data.pipeline import CachedFeatures, evaluation_batches, make_dataset
+from mlingo_jax.data.pipeline import evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
 from mlingo_jax.data.statistics import example_statistics, row_sizes
 from mlingo_jax.features.cache import FeatureCache, Fingerprint
 from mlingo_jax.features.fill import fill_cache
+from mlingo_jax.features.sources import CachedFeatures
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.musilingo import token_log_probs
 from mlingo_jax.weights.load import load_tower

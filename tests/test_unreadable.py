@@ -10,10 +10,11 @@ import soundfile
 
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Example
-from mlingo_jax.data.pipeline import OnlineAudio, evaluation_batches, make_dataset
+from mlingo_jax.data.pipeline import evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings
 from mlingo_jax.data.unreadable import Unreadable
 from mlingo_jax.errors import UserError
+from mlingo_jax.features.sources import OnlineAudio
 from mlingo_jax.settings import Config
 from mlingo_jax.training.checkpoint import restore
 from mlingo_jax.training.loop import train

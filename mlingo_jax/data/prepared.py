@@ -11,9 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mlingo_jax.data.examples import clip_hash
-from mlingo_jax.data.records import read_texts
-from mlingo_jax.datasets.check import Clip
-from mlingo_jax.datasets.clips import HASHES, NAMES, SPLIT
+from mlingo_jax.data.records import CLIPS, HASHES, NAMES, Clip, read_texts
 from mlingo_jax.errors import UserError
 from mlingo_jax.wording import counted
 
@@ -56,7 +54,7 @@ class PreparedClips:
         """folder: of the TFDS dataset. Raises UserError if it is not one of clips."""
         self.folder = Path(folder)
         self._hashes = _load_hashes(self.folder)
-        self._source = _source(self.folder, SPLIT)
+        self._source = _source(self.folder, CLIPS)
         if len(self._source) != len(self._hashes):
             raise UserError(
                 f"{self.folder}: {counted(len(self._source), 'clip')}, but an index of {len(self._hashes)}; prepare "

@@ -1,14 +1,30 @@
-"""TFDS's records: written with bytes that depend on their contents alone, and texts read without its detours."""
+"""TFDS's records: written with bytes that depend on their contents alone, and texts read without its detours.
+
+The clips of a collection are one TFDS dataset of the split `CLIPS`; beside its records lie their ids' hashes and names.
+"""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
 from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
+CLIPS, HASHES, NAMES = "clips", "hashes.npy", "clips.jsonl"
+
 # protobuf makes its classes as the module is imported, out of a type checker's sight.
 _MESSAGES: Any = tf_example_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clip: its audio as an encoded file's bytes, its length in s and its sample rate in Hz."""
+
+    clip: str
+    audio: bytes = field(repr=False)
+    seconds: float
+    rate: int
 
 
 class SteadyWriter(ExampleWriter):

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ import soundfile
 from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings, measure_audio, prepare_waveform
 from mlingo_jax.data.convert import convert
 from mlingo_jax.data.lookup import ARRAY, DECODED
+from mlingo_jax.data.records import Clip
 from mlingo_jax.errors import UserError
 
 Status = Literal["there", "missing", "unreadable", "too short", "wrong length"]
@@ -44,16 +45,6 @@ class Checked:
     seconds: float = 0.0
     rate: int = 0
     digest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One clip: its audio as an encoded file's bytes, its length in s and its sample rate in Hz."""
-
-    clip: str
-    audio: bytes = field(repr=False)
-    seconds: float
-    rate: int
 
 
 def check(task: Task, tolerance: float) -> tuple[Checked, Clip | None]:

@@ -22,14 +22,13 @@ from tensorflow_datasets.core.file_adapters import FileFormat
 from tqdm import tqdm
 
 from mlingo_jax.data.examples import clip_hash
-from mlingo_jax.data.records import SteadyWriter
-from mlingo_jax.datasets.check import Checked, Clip, Task, check
+from mlingo_jax.data.records import CLIPS, HASHES, NAMES, Clip, SteadyWriter
+from mlingo_jax.datasets.check import Checked, Task, check
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import atomic_replace, write_atomic
 from mlingo_jax.wording import counted
 
-SPLIT = "clips"
-HASHES, NAMES, CHECKS = "hashes.npy", "clips.jsonl", "checks.jsonl"
+CHECKS = "checks.jsonl"
 SHARD_CLIPS = 256
 
 Judge = Callable[[Sequence[Checked]], object]
@@ -143,13 +142,13 @@ class Clips(tfds.core.BeamBasedBuilder):
         """Moves the shards that have clips to where TFDS expects them, and tells it what is in them."""
         counts = {shard: ArrayRecordReader(str(shard)).num_records() for shard in shards}
         filled = [shard for shard in shards if counts[shard]]
-        template = self._get_filename_template(split_name=SPLIT)
+        template = self._get_filename_template(split_name=CLIPS)
         size = 0
         for number, shard in enumerate(filled):
             size += shard.stat().st_size
             os.replace(shard, template.sharded_filepath(shard_index=number, num_shards=len(filled)))
         split = tfds.core.SplitInfo(
-            name=SPLIT, shard_lengths=[counts[s] for s in filled], num_bytes=size, filename_template=template
+            name=CLIPS, shard_lengths=[counts[s] for s in filled], num_bytes=size, filename_template=template
         )
         self.info.set_splits(splits.SplitDict([split]))
 
@@ -164,7 +163,7 @@ class Clips(tfds.core.BeamBasedBuilder):
         return SteadyWriter(self.info.file_format or FileFormat.ARRAY_RECORD)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {SPLIT: self._generate_examples()}
+        return {CLIPS: self._generate_examples()}
 
     def _build_pcollection(self) -> Any:
         """A Beam transform from nothing to the clips to be used, numbered in order; the checks go to `work`."""

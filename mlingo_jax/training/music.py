@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Examples
-from mlingo_jax.data.pipeline import CachedFeatures, OnlineAudio
 from mlingo_jax.data.rows import Music
 from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.data.unreadable import named
@@ -25,6 +24,7 @@ from mlingo_jax.features.cache import FINGERPRINT, FeatureCache, Fingerprint
 from mlingo_jax.features.crops import Crops
 from mlingo_jax.features.encode import SECONDS, AudioEncoder
 from mlingo_jax.features.fill import fill_cache
+from mlingo_jax.features.sources import CachedFeatures, OnlineAudio
 from mlingo_jax.files import write_atomic
 from mlingo_jax.processes import broadcast, is_primary
 from mlingo_jax.settings import Config

@@ -9,8 +9,8 @@ from huggingface_hub.errors import HFValidationError
 
 from mlingo_jax.data.mixture import Wanted, parse_wanted
 from mlingo_jax.data.prepared import Prepared, prepared_parts
+from mlingo_jax.datasets.builders import DATASETS
 from mlingo_jax.errors import UserError
-from mlingo_jax.prepare import DATASETS
 from mlingo_jax.settings import Config
 
 # The clips of these are another dataset's.
