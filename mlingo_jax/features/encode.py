@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from mlingo_jax.data.audio import AudioSettings, chunks, normalize
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.models.partition import ACTIVATION_RULES
+from mlingo_jax.models.pooling import pooled_length
 
 # Padded lengths in seconds: each is one compiled program, and padding costs a third of the work at most.
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -97,7 +98,7 @@ class AudioEncoder:
         self, positions: Sequence[int], out: Float[Array, "B ..."], pieces: Sequence[Float[np.ndarray, "_"]]
     ) -> dict[int, np.ndarray]:
         """The valid features of a batch's rows, by their pieces' positions."""
-        kept = [-(-self.config.frames(len(pieces[i])) // self.frames_per_token) for i in positions]
+        kept = [pooled_length(self.config.frames(len(pieces[i])), self.frames_per_token) for i in positions]
         return {i: row[..., :k, :] for i, k, row in zip(positions, kept, np.asarray(out), strict=False)}
 
     @property
@@ -132,7 +133,7 @@ def count_tokens(
     """The number of features that an `AudioEncoder` with these settings encodes in a clip of so many samples."""
     rate = audio.sample_rate
     pieces = chunks(np.broadcast_to(np.float32(0), samples), round(seconds * rate), rate)
-    return sum(-(-config.frames(len(piece)) // frames_per_token) for piece in pieces)
+    return sum(pooled_length(config.frames(len(piece)), frames_per_token) for piece in pieces)
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))

@@ -24,6 +24,7 @@ class Adapter(nnx.Module):
         self.projection = Projection("BMD,DE->BME", sizes, bias="E", dtype=jnp.float32, rngs=rngs)
         self.layer_weights = None if states is None else parameter("S", {"S": states}, None, jnp.zeros, jnp.float32)
 
+    @jax.named_scope("adapter")
     def __call__(self, features: Float[Array, "B ..."]) -> Float[Array, "B M E"]:
         features = features.astype(jnp.float32)
         if self.layer_weights is not None:

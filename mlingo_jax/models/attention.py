@@ -34,6 +34,7 @@ class Segments:
     causal: bool = dataclasses.field(metadata={"static": True})
 
 
+@jax.named_scope("attend")
 def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],

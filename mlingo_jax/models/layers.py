@@ -1,6 +1,6 @@
 """What the encoder and the language model share: projections and norms.
 
-Axes: B rows, T positions, D width, N heads, K key/value heads, H head width, F inner width, L layers.
+Axes: B rows, T positions, D embedding, N heads, K key/value heads, H head dimension, F MLP dimension, L layers.
 Every parameter carries its axes as letters (`nnx.Param(..., axes="LNHD")`): conversion and sharding read them.
 Layers of one kind are stacked along a leading L and run by `lax.scan` over their split state.
 """
@@ -13,9 +13,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from mlingo_jax.models.quantization import INTEGERS, Quantization, dequantize, quantize, scale_axes, scale_shape
+from mlingo_jax.models.quantization import (
+    INTEGERS,
+    Quantization,
+    quantize,
+    quantized_einsum,
+    scale_axes,
+    scale_shape,
+)
 
 # By transformers' names; its "gelu" is the exact one.
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -63,48 +70,8 @@ class Projection(nnx.Module):
         if self.scale is None:
             y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
         else:
-            y = _quantized_einsum(self.equation, x, self.kernel[...], self.scale[...])
+            y = quantized_einsum(self.equation, x, self.kernel[...], self.scale[...])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
-
-
-def _per_output(equation: str, scale: Float[Array, "..."]) -> Float[Array, "..."] | None:
-    """The scales along the product's last axes, if each makes whole outputs; None if they differ within a sum."""
-    operands, out = equation.split("->")
-    axes = operands.split(",")[1]
-    contracted = tuple(position for position, axis in enumerate(axes) if axis not in out)
-    if any(scale.shape[position] > 1 for position in contracted):
-        return None
-    return scale.squeeze(contracted)
-
-
-def _integer_einsum(
-    equation: str, x: Float[Array, "..."], kernel: Int[Array, "..."], scale: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    outer = _per_output(equation, scale)
-    if outer is None:
-        return jnp.einsum(equation, x, dequantize(kernel, scale).astype(x.dtype))
-    # Multiplied into the kernel, they would have a GPU write its floats down before every product.
-    return jnp.einsum(equation, x, kernel.astype(x.dtype)) * outer.astype(x.dtype)
-
-
-# Whatever a remat policy keeps of the forward pass, it is not the floats: those of all layers would stand at once.
-def _forward(equation: str, x: Array, kernel: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _integer_einsum(equation, x, kernel, scale), (kernel, scale)
-
-
-def _backward(equation: str, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
-    (kernel, scale), outer = kept, _per_output(equation, kept[1])
-    if outer is None:
-        kernel = dequantize(kernel, scale)
-    else:
-        gradient = gradient * outer.astype(gradient.dtype)
-    operands, out = equation.split("->")
-    given, axes = operands.split(",")
-    return jnp.einsum(f"{out},{axes}->{given}", gradient, kernel.astype(gradient.dtype)), None, None
-
-
-_quantized_einsum = jax.custom_vjp(_integer_einsum, nondiff_argnums=(0,))
-_quantized_einsum.defvjp(_forward, _backward)
 
 
 class LayerNorm(nnx.Module):

@@ -24,6 +24,7 @@ from mlingo_jax.models.layers import ACTIVATIONS, Projection, RMSNorm, normal, p
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.partition import DECODE_RULES, GATHERED, constrain, gather_params
 from mlingo_jax.models.quantization import Quantization
+from mlingo_jax.models.stack import layer_graph, run_layers, unstack
 
 CacheArrays = Float[Array, "L B S K H"] | tuple[Float[Array, "B S K H"], ...]
 
@@ -130,6 +131,7 @@ class Attention(nnx.Module):
         self.query_norm = norm() if config.qk_norm else None
         self.key_norm = norm() if config.qk_norm else None
 
+    @jax.named_scope("attention")
     def project(
         self, x: Float[Array, "B T D"], angles: Float32[Array, "2 B T R"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
@@ -152,6 +154,7 @@ class MLP(nnx.Module):
         self.up = project("BTD,DF->BTF", bias="F" if config.mlp_bias else "")
         self.down = project("BTF,FD->BTD", bias="D" if config.mlp_bias else "")
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 
@@ -201,10 +204,11 @@ class Llama(nnx.Module):
         initial = partial(parameter, "VD", sizes, None, dtype=dtype)
         self.embedding = initial(init=normal(rngs, config.embed_dim**-0.5))
         layers = DecoderLayer(config, dtype=dtype, quantization=quantization, rngs=rngs)
-        self.layers = layers if stacked else nnx.List(_unstacked(layers, config.num_layers))
+        self.layers = layers if stacked else nnx.List(unstack(layers, config.num_layers))
         self.norm = RMSNorm(config.embed_dim, eps=config.eps, dtype=dtype)
         self.head = None if config.tied else initial(init=normal(rngs, config.embed_dim**-0.5))
 
+    @jax.named_scope("embed")
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The tokens' rows of the embedding table, which stays where it is: tokens and rows travel, not the table."""
         tokens = constrain(tokens, "BT", DECODE_RULES)
@@ -227,23 +231,25 @@ class Llama(nnx.Module):
         windowed = any(window is not None and window < positions.shape[1] for window in self.config.windows)
         in_words = None if windowed else Segments(segments, causal=True)
 
-        graphdef = self._graphdef
+        graphdef = layer_graph(self.layers)
 
-        def step(x: Array, _: Array | int, state: Any, window: Array | int) -> Array:
+        def step(x: Array, state: Any, window: Array | int) -> tuple[Array, None]:
             layer = nnx.merge(graphdef, gather_params(state))
             mask = attention_mask(positions, segments, positions, segments, window)
             attended = attend(*layer.project(x, angles), mask, in_words)
-            return constrain(layer.finish(x, attended), "BTD")
+            return constrain(layer.finish(x, attended), "BTD"), None
 
         # prevent_cse is for remat outside of a scan, and costs time inside.
         step = jax.checkpoint(step, prevent_cse=not self.stacked, policy=REMAT[remat])
-        return self.norm(self._through(step, constrain(embeddings.astype(self.embedding.dtype), "BTD")))
+        x = constrain(embeddings.astype(self.embedding.dtype), "BTD")
+        return self.norm(run_layers(self.layers, step, x, self._windows)[0])
 
     @property
     def table(self) -> Float[Array, "V D"]:
         """The vectors that hidden states are compared with; in a tied model the embedding."""
         return (self.embedding if self.head is None else self.head)[...]
 
+    @jax.named_scope("logits")
     def logits(self, hidden: Float[Array, "*B D"]) -> Float32[Array, "*B V"]:
         """Vocabulary logits of normed hidden states."""
         return vocabulary_logits(hidden, self.table)
@@ -279,12 +285,12 @@ class Llama(nnx.Module):
         key_positions = jax.lax.dynamic_update_slice(cache.positions, stored, (0, start))
         key_segments = (key_positions >= 0).astype(segments.dtype)
 
-        graphdef = self._graphdef
+        graphdef = layer_graph(self.layers)
 
         # The whole cache is carried and written in place; scanned over, slice by slice, it would stand in memory twice.
         def step(
-            carry: tuple[Array, CacheArrays, CacheArrays], index: Any, state: Any, window: Array | int
-        ) -> tuple[Array, CacheArrays, CacheArrays]:
+            carry: tuple[Array, CacheArrays, CacheArrays], state: Any, index: Any, window: Array | int
+        ) -> tuple[tuple[Array, CacheArrays, CacheArrays], None]:
             x, keys, values = carry
             layer = nnx.merge(graphdef, state)
             query, key, value = layer.project(x, angles)
@@ -292,36 +298,16 @@ class Llama(nnx.Module):
             values, own_values = _store(values, index, constrain(value, "BTKH"), start)
             mask = attention_mask(positions, segments, key_positions, key_segments, window)
             attended = attend(constrain(query, "BTNH"), own_keys.astype(x.dtype), own_values.astype(x.dtype), mask)
-            return constrain(layer.finish(x, attended), "BTD", DECODE_RULES), keys, values
+            return (constrain(layer.finish(x, attended), "BTD", DECODE_RULES), keys, values), None
 
         x = constrain(embeddings.astype(self.embedding.dtype), "BTD", DECODE_RULES)
-        x, keys, values = self._through(step, (x, cache.key, cache.value))
+        layers = range(self.config.num_layers)
+        (x, keys, values), _ = run_layers(self.layers, step, (x, cache.key, cache.value), layers, self._windows)
         return self.norm(x), KVCache(keys, values, key_positions)
 
     @property
-    def _graphdef(self) -> nnx.GraphDef[DecoderLayer]:
-        return nnx.graphdef(self.layers if isinstance(self.layers, DecoderLayer) else self.layers[0])
-
-    def _through(self, step: Callable[..., Any], carry: Any) -> Any:
-        """The layers one after the other: `step` takes the carry, a layer's index, its state and its window."""
-        windows = [NO_WINDOW if window is None else window for window in self.config.windows]
-        if isinstance(self.layers, DecoderLayer):
-            scanned = (jnp.arange(len(windows)), nnx.state(self.layers), jnp.array(windows, jnp.int32))
-            return jax.lax.scan(lambda carry, one: (step(carry, *one), None), carry, scanned)[0]
-        for index, (layer, window) in enumerate(zip(self.layers, windows, strict=True)):
-            carry = step(carry, index, nnx.state(layer), window)
-        return carry
-
-
-def _unstacked(layers: DecoderLayer, count: int) -> list[DecoderLayer]:
-    graphdef, stack = nnx.split(layers)
-
-    def one(index: int) -> DecoderLayer:
-        parameters = nnx.to_flat_state(stack)
-        parts = [(path, p.replace(p[...][index], axes=p.get_metadata("axes")[1:])) for path, p in parameters]
-        return nnx.merge(graphdef, nnx.from_flat_state(parts))
-
-    return [one(index) for index in range(count)]
+    def _windows(self) -> list[int]:
+        return [NO_WINDOW if window is None else window for window in self.config.windows]
 
 
 def _store(

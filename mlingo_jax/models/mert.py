@@ -27,6 +27,8 @@ from mlingo_jax.models.attention import Segments, attend
 from mlingo_jax.models.attributes import Attributes
 from mlingo_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, normal, parameter
 from mlingo_jax.models.partition import constrain, gather_params, used
+from mlingo_jax.models.pooling import pool_frames, valid_frames
+from mlingo_jax.models.stack import layer_graph, run_layers
 
 Samples = TypeVar("Samples", bound=int | np.integer | np.ndarray | Array)
 
@@ -152,7 +154,7 @@ class ChannelNorm(nnx.Module):
         self.bias = parameter("O", {"O": size}, None, jnp.zeros, dtype)
 
     def __call__(self, x: Float[Array, "B T O"], frames: Int[Array, " B"]) -> Float[Array, "B T O"]:
-        valid = _valid(x, frames)
+        valid = valid_frames(x, frames)
         count = jnp.maximum(frames, 1)[:, None, None]
         y = x.astype(jnp.float32)
         y = y - jnp.sum(y, axis=1, keepdims=True, where=valid) / count
@@ -181,6 +183,7 @@ class ConvLayer(nnx.Module):
         """Number of valid output frames of that many input frames."""
         return _conv_length(frames, self.kernel.shape[0], self.stride)
 
+    @jax.named_scope("convolution")
     def __call__(self, x: Float[Array, "B T I"], frames: Int[Array, " B"]) -> Float[Array, "B U O"]:
         """`frames` counts the output's valid frames."""
         # Accelerators round by default, the waveform too (see `Mert._frame_vectors`); for one channel, not to is free.
@@ -210,6 +213,7 @@ class PositionConv(nnx.Module):
         self.direction = parameter("TIO", sizes, None, normal(rngs, 1.0), dtype)
         self.bias = parameter("O", sizes, None, jnp.zeros, dtype)
 
+    @jax.named_scope("position_convolution")
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         kernel = self.kernel().astype(x.dtype)
         kernel_size = len(kernel)
@@ -247,6 +251,7 @@ class Attention(nnx.Module):
         self.value = project("BTD,NDH->BTNH", bias="NH")
         self.out = project("BTNH,NHD->BTD", bias="D")
 
+    @jax.named_scope("attention")
     def __call__(self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
         mask = jnp.broadcast_to(valid[:, None], (*x.shape[:2], x.shape[1]))
         segments = Segments(valid.astype(jnp.int32), causal=False)
@@ -263,6 +268,7 @@ class MLP(nnx.Module):
         self.up = project("BTD,DF->BTF", bias="F")
         self.down = project("BTF,FD->BTD", bias="D")
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
@@ -315,15 +321,15 @@ class Mert(nnx.Module):
         per_layer: bool = False,
         mask_time: Bool[Array, "B T"] | None = None,
     ) -> Float32[Array, "B *S K D"]:
-        """Music features: the mean over hidden states, then over windows of `window` valid frames.
+        """Music features: the mean over hidden states, then over runs of `frames_per_token` valid frames.
 
-        Each row's first `lengths` samples count. A row's last window may be shorter; windows behind it are 0.
-        K = ceil(frames(N) / frames_per_token). `per_layer` leaves out the mean over the S hidden states. `mask_time`
+        Each row's first `lengths` samples count. A row's last token may be of fewer frames; tokens behind it are 0.
+        K = `pooled_length` of its frames. `per_layer` leaves out the mean over the S hidden states. `mask_time`
         (SpecAugment) puts the learned mask vector in the place of these frames.
         """
         frames = self.config.frames(lengths)
-        # A state is pooled where it is made: S states of K windows are kept, never S states of T frames.
-        pool = partial(_pool, frames=frames, frames_per_token=frames_per_token)
+        # A state is pooled as it is computed: S states of K tokens are kept, never S states of T frames.
+        pool = partial(pool_frames, frames=frames, frames_per_token=frames_per_token)
         states = self._states(waveform, lengths, pool, mask_time)
         return jnp.moveaxis(states, 0, 1) if per_layer else states.mean(0)
 
@@ -346,13 +352,13 @@ class Mert(nnx.Module):
         x = x + self.position_conv(x)
         if not self.config.pre_norm:
             x = self.norm(x)
-        valid = _valid(x, frames)[..., 0]
-        static, stacked = nnx.split(self.layers)
+        valid = valid_frames(x, frames)[..., 0]
+        graphdef = layer_graph(self.layers)
 
         def step(x: Array, layer: Any) -> tuple[Array, Array]:
-            return constrain(nnx.merge(static, gather_params(layer))(x, valid), "BTD"), keep(x)
+            return constrain(nnx.merge(graphdef, gather_params(layer))(x, valid), "BTD"), keep(x)
 
-        x, states = jax.lax.scan(step, x, stacked)
+        x, states = run_layers(self.layers, step, x)
         if self.config.pre_norm:
             x = self.norm(x)
         return jnp.concatenate([states, keep(x)[None]])
@@ -374,25 +380,10 @@ class Mert(nnx.Module):
             if self.masked_spec_embed is None:
                 raise ValueError("mask_time given, but this encoder has no masked_spec_embed")
             x = jnp.where(mask_time[..., None], self.masked_spec_embed[...].astype(x.dtype), x)
-        return jnp.where(_valid(x, frames), x, 0), frames
+        return jnp.where(valid_frames(x, frames), x, 0), frames
 
 
 def _conv_length(length: Samples, kernel: int, stride: int) -> Samples:
     """Outputs of a convolution without padding; 0 where the input is shorter than the kernel."""
     outputs: Any = (length - kernel) // stride + 1
     return outputs * (outputs > 0)
-
-
-def _valid(x: Float[Array, "B T C"], frames: Int[Array, " B"]) -> Bool[Array, "B T 1"]:
-    """True for each row's first `frames` frames."""
-    return (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
-
-
-def _pool(x: Float[Array, "B T D"], frames: Int[Array, " B"], frames_per_token: int) -> Float32[Array, "B K D"]:
-    """Means over windows of `window` frames, of each row's first `frames` frames only; 0 for a window without any."""
-    batch, length, embed_dim = x.shape
-    windows = -(-length // frames_per_token)
-    x = jnp.where(_valid(x, frames), x.astype(jnp.float32), 0)
-    x = jnp.pad(x, ((0, 0), (0, windows * frames_per_token - length), (0, 0)))
-    counts = jnp.clip(frames[:, None] - frames_per_token * jnp.arange(windows), 1, frames_per_token)
-    return x.reshape(batch, windows, frames_per_token, embed_dim).sum(2) / counts[..., None]

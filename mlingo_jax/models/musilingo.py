@@ -1,4 +1,4 @@
-"""MusiLingo put together: music tokens take their places among the text, and the answer is scored.
+"""MusiLingo put together: music tokens are placed among the text, and the answer is scored.
 
 Axes: B rows, L positions in a row, M music tokens, N samples, D encoder width, E language-model width.
 The batch contract (docs/architecture.md) gives each row's fields.
@@ -18,6 +18,7 @@ from mlingo_jax.models.partition import constrain
 LOGITS_BLOCK = 64
 
 
+@jax.named_scope("embed_rows")
 def embed_rows(
     llm: Llama,
     tokens: Int[Array, "B L"],
@@ -41,8 +42,8 @@ def token_log_probs(
 ) -> Float[Array, "B L"]:
     """The log-probability of each row's token given all before it in its segment, in float32.
 
-    Place 0 has no predecessor and gets 0; places that hold music or padding get a number without meaning: weigh by
-    `loss_weights`. `music` is the features before the adapter: [B M D], or [B S M D] with learned state weights.
+    Position 0 has no predecessor and gets 0; positions that hold music or padding get a number without meaning: weigh by
+    `loss_weights`. `music` is the features before the adapter: [B M D], or [B S M D] with learned layer weights.
     """
     embeddings = embed_rows(llm, batch["tokens"], batch["music_index"], adapter(music))
     hidden = llm(embeddings, batch["positions"], batch["segments"], remat=remat)
@@ -62,8 +63,9 @@ def answer_loss(
     return -jnp.where(weights > 0, weights * log_probs, 0).sum(), weights.sum()
 
 
+@jax.named_scope("log_probs")
 def _next_token_log_probs(llm: Llama, hidden: Float[Array, "B L E"], tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
-    """Vocabulary logits are made block by block and made again in the backward pass, so they never stand whole."""
+    """Vocabulary logits are computed block by block and recomputed in the backward pass, so they never stand whole."""
     batch, length = tokens.shape
     padding = -(length - 1) % LOGITS_BLOCK
     hidden = jnp.pad(hidden[:, :-1], ((0, 0), (0, padding), (0, 0)))

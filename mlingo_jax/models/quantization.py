@@ -1,6 +1,6 @@
 """Kernels kept as small integers: each group of numbers along the contracted axes shares a scale.
 
-A scale has its kernel's axes, of as many places as there are groups along each: a kernel [D, N, H] = [4096, 32, 128],
+A scale has its kernel's axes, as long as there are groups along each: a kernel [D, N, H] = [4096, 32, 128],
 contracted over D, has in int8 the scale [1, 32, 128] (a group is all that makes one output) and in int4
 [128, 32, 128] (groups of 32 along D). So one rule of letters lays both out on a mesh, and shapes alone say how to
 quantise. The number of greatest magnitude in a group becomes the least integer, whichever its sign: all 16 values of
@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -26,7 +27,7 @@ def scale_shape(axes: str, shape: tuple[int, ...], contracted: str, quantization
     """The groups along each axis of a kernel that is contracted over the letters `contracted`.
 
     int8: one along each contracted axis. int4: groups of 32 along the last of them, or of the greatest power of two
-    below that divides it; a group lies within one place of the others.
+    below that divides it; a group lies within one index of the others.
     """
     last = max(contracted, key=axes.index)
 
@@ -71,6 +72,53 @@ def dequantize(kernel: Int[Array, "*K"], scale: Float[Array, "*G"]) -> Float[Arr
     return parts.reshape(kernel.shape)
 
 
+def _per_output(equation: str, scale: Float[Array, "..."]) -> Float[Array, "..."] | None:
+    """The scales along the product's last axes, if each makes whole outputs; None if they differ within a sum."""
+    operands, out = equation.split("->")
+    axes = operands.split(",")[1]
+    contracted = tuple(position for position, axis in enumerate(axes) if axis not in out)
+    if any(scale.shape[position] > 1 for position in contracted):
+        return None
+    return scale.squeeze(contracted)
+
+
+def _integer_einsum(
+    equation: str, x: Float[Array, "..."], kernel: Int[Array, "..."], scale: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    outer = _per_output(equation, scale)
+    if outer is None:
+        return jnp.einsum(equation, x, dequantize(kernel, scale).astype(x.dtype))
+    # Multiplied into the kernel, they would have a GPU write its floats down before every product.
+    return jnp.einsum(equation, x, kernel.astype(x.dtype)) * outer.astype(x.dtype)
+
+
+# Whatever a remat policy keeps of the forward pass, it is not the floats: those of all layers would stand at once.
+def _forward(equation: str, x: Array, kernel: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _integer_einsum(equation, x, kernel, scale), (kernel, scale)
+
+
+def _backward(equation: str, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+    (kernel, scale), outer = kept, _per_output(equation, kept[1])
+    if outer is None:
+        kernel = dequantize(kernel, scale)
+    else:
+        gradient = gradient * outer.astype(gradient.dtype)
+    operands, out = equation.split("->")
+    given, axes = operands.split(",")
+    return jnp.einsum(f"{out},{axes}->{given}", gradient, kernel.astype(gradient.dtype)), None, None
+
+
+_differentiable = jax.custom_vjp(_integer_einsum, nondiff_argnums=(0,))
+_differentiable.defvjp(_forward, _backward)
+
+
+def quantized_einsum(
+    equation: str, x: Float[Array, "..."], kernel: Int[Array, "..."], scale: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The einsum of `x` with a quantised kernel; its gradient is that of `x`, the kernel is frozen."""
+    return _differentiable(equation, x, kernel, scale)
+
+
 def _split(shape: tuple[int, ...], groups: tuple[int, ...]) -> tuple[int, ...]:
-    """Each axis in two: its groups, and the places within one."""
+    """Each axis in two: its groups, and the numbers within one."""
     return tuple(n for size, count in zip(shape, groups, strict=True) for n in (count, size // count))

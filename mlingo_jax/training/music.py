@@ -26,6 +26,7 @@ from mlingo_jax.features.encode import SECONDS, AudioEncoder
 from mlingo_jax.features.fill import fill_cache
 from mlingo_jax.features.sources import CachedFeatures, OnlineAudio
 from mlingo_jax.files import write_atomic
+from mlingo_jax.models.pooling import pooled_length
 from mlingo_jax.processes import broadcast, is_primary
 from mlingo_jax.settings import Config
 from mlingo_jax.training.run import check_run
@@ -168,7 +169,7 @@ def _encoded_in_step(config: Config, mesh: Mesh) -> RunMusic:
     music = OnlineAudio(
         AudioSettings.from_folder(tower.folder),
         config.data.crop_seconds,
-        tokens=lambda samples: -(-frames(samples) // frames_per_token),
+        tokens=lambda samples: pooled_length(frames(samples), frames_per_token),
         minimum=tower.config.receptive_field,
         crops=fixed_crops(config),
     )
