@@ -42,7 +42,7 @@ def token_log_probs(
 ) -> Float[Array, "B L"]:
     """The log-probability of each row's token given all before it in its segment, in float32.
 
-    Position 0 has no predecessor and gets 0; positions that hold music or padding get a number without meaning: weigh by
+    Position 0 has no predecessor and gets 0; positions of music or padding get a number without meaning: weigh by
     `loss_weights`. `music` is the features before the adapter: [B M D], or [B S M D] with learned layer weights.
     """
     embeddings = embed_rows(llm, batch["tokens"], batch["music_index"], adapter(music))
