@@ -40,7 +40,7 @@ from mlingo_jax.wording import counted
 
 Clip = str | Path | tuple[np.ndarray, int]
 
-# Rows are padded to a multiple of this many places, so that questions of like length share a compiled program.
+# Rows are padded to a multiple of this many positions, so that questions of like length share a compiled program.
 ROW_MULTIPLE = 64
 # MusiLingo's temporal compression: encoder frames averaged into one music token (4.33 s at 75 Hz).
 FRAMES_PER_TOKEN = 325
@@ -207,8 +207,8 @@ class MusiLingo:
         """Rows and features in arrays whose sizes are rounded up, so that few programs are compiled."""
         longest = max(len(row.tokens) for row in rows)
         count = 1 << (len(rows) - 1).bit_length()
-        places = 1 << (max(f.shape[-2] for f in features) - 1).bit_length()
-        music = np.zeros((count, *features[0].shape[:-2], places, features[0].shape[-1]), np.float32)
+        tokens = 1 << (max(f.shape[-2] for f in features) - 1).bit_length()
+        music = np.zeros((count, *features[0].shape[:-2], tokens, features[0].shape[-1]), np.float32)
         for b, f in enumerate(features):
             music[b, ..., : f.shape[-2], :] = f
         return collate(rows, _round_up(longest), count), music

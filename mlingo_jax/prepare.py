@@ -28,7 +28,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mlingo_jax.prepare",
-        description="Checks and builds datasets. Started again, it resumes; what is there already is not made again.",
+        description="Checks and builds datasets. Started again, it resumes; what is there already is not rebuilt.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

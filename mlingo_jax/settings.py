@@ -41,7 +41,7 @@ class LanguageModelConfig:
     dtype: str = setting("bfloat16", "what its weights are kept and computed in", choices=DTYPES)
     quantization: str = setting("none", "its layers' weights as integers of 8 or 4 bits", choices=QUANTIZATIONS)
     remat: str = setting(
-        "layer", "made again in the backward pass: whole layers, all but products, nothing", choices=REMATS, free=True
+        "layer", "recomputed in the backward pass: whole layers, all but products, nothing", choices=REMATS, free=True
     )
 
 

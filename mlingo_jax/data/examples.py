@@ -26,7 +26,7 @@ class Example:
 
 @runtime_checkable
 class Examples(Protocol):
-    """Examples by their places: a list, or records that are read when they are asked for."""
+    """Examples by their index: a list, or records that are read when they are asked for."""
 
     def __len__(self) -> int: ...
 

@@ -2,7 +2,7 @@
 
 The records are in the order of a hash of the id, so a sorted list of hashes (8 bytes a clip, memory-mapped) finds any
 of them. On one machine threads check and write shard after shard; a finished shard is renamed into place and is not
-made again after a kill. With Beam options the same checks run as a Beam pipeline on a cluster.
+written again after a kill. With Beam options the same checks run as a Beam pipeline on a cluster.
 """
 
 import dataclasses

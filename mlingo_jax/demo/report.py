@@ -101,7 +101,7 @@ def _example(i: int, corpus: Path, clips: Sequence[Clip], answers: Answers) -> d
 
 
 def _spread(clips: int) -> list[int]:
-    """A few places, evenly spread: the clips shown are not chosen by how well they went."""
+    """A few indices, evenly spread: the clips shown are not chosen by how well they went."""
     return [i * clips // min(SHOWN, clips) for i in range(min(SHOWN, clips))]
 
 

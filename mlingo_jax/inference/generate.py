@@ -98,7 +98,7 @@ def generate(
 ) -> list[Answer]:
     """The answer to each row's prompt; what a row gets does not depend on the others.
 
-    Rows begin at place 0 and are padded at their end with segment 0; a row of padding alone gets an empty answer and
+    Rows begin at position 0 and are padded at their end with segment 0; a row of padding alone gets an empty answer and
     costs no steps. `keys` are the rows' random keys (`sampling.row_keys`), unused at temperature 0. One program is
     compiled for each shape of the prompts, `max_new_tokens`, number of beams and set of stop texts.
     """

@@ -16,7 +16,7 @@ from mlingo_jax.models.partition import used
 Implementation = Literal["xla", "cudnn", "splash"]
 
 # From here on a kernel is quicker. Plain scores are written and read in float32, 4 x 4 T bytes a query and head: at 256
-# places a few hundredths of what a layer's weights take, at MERT's 2,250 frames three times its products' time.
+# positions a few hundredths of what a layer's weights take, at MERT's 2,250 frames three times its products' time.
 LONG = 1024
 # Queries and keys that the TPU's kernel holds at a time; rows are padded to a multiple.
 BLOCK = 512
@@ -25,7 +25,7 @@ BLOCK = 512
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """A mask in words, for the kernels: a place sees its own segment and, if `causal`, no later places.
+    """A mask in words, for the kernels: a position sees its own segment and, if `causal`, no later ones.
 
     What padding sees is left open, as long as nothing but padding sees padding.
     """
@@ -107,7 +107,7 @@ def _splash(
     length = query.shape[1]
     padding = -length % block
     wide = ((0, 0), (0, padding), (0, 0), (0, 0))
-    # A segment of its own: each place has to see something.
+    # A segment of its own: each position has to see something.
     ids = jnp.pad(segments.ids, ((0, 0), (0, padding)), constant_values=-1)
     query, key, value = (jnp.pad(x, wide) for x in (query * query.shape[3] ** -0.5, key, value))
 

@@ -99,10 +99,10 @@ def describe_whole(shapes: Shapes, limit: Roofline, machine: Machine) -> list[st
 def describe_encoding(operations: int, clips: int, machine: Machine) -> list[str]:
     """What filling the feature cache takes, at the limit of computing; `operations` are those of one clip."""
     if not machine.kind:
-        return [f"encoding      once, before: {operations / 1e12:.2f} T operations a clip"]
+        return [f"encoding     once, before: {operations / 1e12:.2f} T operations a clip"]
     seconds = operations / machine.devices / machine.kind.flops
     line = (
-        f"encoding      once, before: {operations / 1e12:.2f} T operations a clip, {1 / seconds:,.0f} clips/s at most"
+        f"encoding     once, before: {operations / 1e12:.2f} T operations a clip, {1 / seconds:,.0f} clips/s at most"
     )
     return [line + (f"; {counted(clips, 'clip')}: {_rent(clips * seconds, machine)}" if clips else "")]
 

@@ -130,7 +130,7 @@ def encoding_settings(config: Config) -> dict[str, Any]:
     """How a run's cached features are made, apart from the encoder: fields of `Fingerprint`."""
     data = config.data
     return {
-        "window": config.mert.frames_per_token,
+        "frames_per_token": config.mert.frames_per_token,
         "seconds": piece_seconds(config),
         "per_layer": config.adapter.layer_weights,
         "stored": data.store,
@@ -152,8 +152,8 @@ def most_seconds(config: Config) -> float:
 
 def mean_seconds(examples: Examples, *, most: float) -> float | None:
     """The clips' mean duration (`most` each at most), from some files' headers; None if there are no files any more."""
-    places = range(0, len(examples), max(len(examples) // 100, 1))
-    durations = [min(d, most) for i in places if (d := duration(examples[i].audio)) is not None]
+    sampled = range(0, len(examples), max(len(examples) // 100, 1))
+    durations = [min(d, most) for i in sampled if (d := duration(examples[i].audio)) is not None]
     return sum(durations) / len(durations) if durations else None
 
 

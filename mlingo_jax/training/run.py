@@ -57,7 +57,7 @@ def describe_run(
         "mert": dict(mert),
         "llm": dict(llm),
         "adapter": adapter,
-        "window": config.mert.frames_per_token,
+        "frames_per_token": config.mert.frames_per_token,
         "prompt": prompt_settings(config).to_json(),
         "data": dict(data),
         "seed": config.seed,
