@@ -12,6 +12,7 @@ COPY pyproject.toml README.md LICENSE /source/
 COPY mlingo_jax /source/mlingo_jax
 COPY conversion /source/conversion
 COPY configs /source/configs
+COPY launch /source/launch
 RUN pip install --no-cache-dir "/source${EXTRA:+[$EXTRA]}" && rm -r /source
 
 # No root: what is written to a mounted folder belongs to this user.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,6 @@ def test_the_image_takes_what_the_package_is_made_of_and_runs_without_root():
     text = (ROOT / "Dockerfile").read_text()
     copied = {source for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for source in line.split()[:-1]}
     assert all((ROOT / source).exists() for source in copied)
-    packages = re.search(r'include = \["(\w+)\*", "(\w+)\*", "(\w+)\*"\]', (ROOT / "pyproject.toml").read_text())
-    assert packages is not None
-    assert copied >= {*packages.groups(), "pyproject.toml", "README.md", "LICENSE"}
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert copied >= {*wheel["packages"], *wheel["force-include"], "pyproject.toml", "README.md", "LICENSE"}
     assert text.index("\nUSER mlingo") < text.index('\nENTRYPOINT ["tini", "--", "python", "-m"]')

@@ -101,9 +101,7 @@ def describe_encoding(operations: int, clips: int, machine: Machine) -> list[str
     if not machine.kind:
         return [f"encoding     once, before: {operations / 1e12:.2f} T operations a clip"]
     seconds = operations / machine.devices / machine.kind.flops
-    line = (
-        f"encoding     once, before: {operations / 1e12:.2f} T operations a clip, {1 / seconds:,.0f} clips/s at most"
-    )
+    line = f"encoding     once, before: {operations / 1e12:.2f} T operations a clip, {1 / seconds:,.0f} clips/s at most"
     return [line + (f"; {counted(clips, 'clip')}: {_rent(clips * seconds, machine)}" if clips else "")]
 
 

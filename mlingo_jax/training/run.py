@@ -32,7 +32,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 PACKAGES += ("soundfile", "soxr")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # What a run must keep to be the same run; the rest of run.json is for the reader.
-ESSENTIAL = ("mert.identity", "llm.identity", "window", "prompt", "data", "seed")
+ESSENTIAL = ("mert.identity", "llm.identity", "frames_per_token", "prompt", "data", "seed")
 
 
 def prompt_settings(config: Config) -> PromptSettings:
