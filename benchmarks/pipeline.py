@@ -22,9 +22,10 @@ from mlingo_jax.data.audio import AudioSettings, read_audio
 from mlingo_jax.data.mixture import Mixture, Wanted, read_mixture
 from mlingo_jax.data.packing import ROW_LENGTH, pack
 from mlingo_jax.data.pipeline import make_dataset
-from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
+from mlingo_jax.data.prompt import Prompt, PromptSettings
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.statistics import ExampleStatistics, example_statistics, row_length, row_sizes
+from mlingo_jax.data.tokenizer import load_tokenizer
 from mlingo_jax.datasets.build import Options, build
 from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.datasets.music_qa import MusicQA

@@ -22,13 +22,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
-from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, load_tokenizer, read_context
+from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, open_prompt, read_context
+from mlingo_jax.data.tokenizer import read_eos
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import AudioEncoder
 from mlingo_jax.inference import generate as inference
 from mlingo_jax.inference.generate import Answer, Options
 from mlingo_jax.inference.sampling import row_keys
-from mlingo_jax.inference.stopping import StopRule, read_eos, stop_rule
+from mlingo_jax.inference.stopping import StopRule, stop_rule
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import embed_rows, token_log_probs
@@ -214,7 +215,8 @@ class MusiLingo:
         return collate(rows, _round_up(longest), count), music
 
     def _stop_rule(self) -> StopRule:
-        eos, vocab_size = read_eos(self.llm.folder), self.llm.config.vocab_size
+        vocab_size = self.llm.config.vocab_size
+        eos = read_eos(self.llm.folder, self.prompt.tokenizer, vocab_size)
         return stop_rule(self.prompt.tokenizer, self.prompt.settings.stop, eos, vocab_size)
 
     def _on_mesh(self) -> AbstractContextManager[Any]:
@@ -290,7 +292,7 @@ def load(
         per_layer=per_layer,
         mesh=mesh,
     )
-    tokens = Prompt(load_tokenizer(language.folder), prompt or PromptSettings())
+    tokens = open_prompt(language.folder, prompt or PromptSettings(), language.config.vocab_size)
     return MusiLingo(encoder, language, graph, params, tokens, mesh)
 
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from mlingo_jax.errors import UserError
 
+# What git puts in place of a large file that it has not downloaded.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def write_atomic(path: Path, pieces: Iterable[str]) -> None:
     """Writes a text file of these pieces, in place of the one that is there.
@@ -47,7 +50,9 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is not there, or holds something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        refuse_pointer(path)
+        # Windows' editors begin a file with a byte-order mark.
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -64,6 +69,16 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         UserError: it cannot be written.
     """
     write_atomic(path, [json.dumps(values, indent=2, ensure_ascii=False), "\n"])
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises `UserError` if a file is git-LFS's stand-in for one that was not downloaded."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(
+                f"{path}: is a git-LFS pointer, not the file itself; run `git lfs pull` in its folder, or get the "
+                "model with `hf download`"
+            )
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ import soundfile
 
 from mlingo_jax import demo
 from mlingo_jax.data.manifest import read_manifest
-from mlingo_jax.data.prompt import PromptSettings, load_tokenizer
+from mlingo_jax.data.prompt import PromptSettings
+from mlingo_jax.data.tokenizer import load_tokenizer
 from mlingo_jax.demo.corpus import Clip, perform, read_clips, write_corpus
 from mlingo_jax.demo.encoder import whitening
 from mlingo_jax.demo.language_model import make_tokenizer

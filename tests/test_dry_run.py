@@ -1,5 +1,6 @@
 """Before a run on prepared datasets: what is missing, and what it would train on."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -109,6 +110,25 @@ def test_a_dry_run_of_stage_2(folder):
     assert "<s>###Human: <Audio>[music 0-2]</Audio> Please give a caption to the music. ###Assistant: «A slow" in shown
     assert ".###»\n" in shown
     assert "6,000 steps of 2 examples, 750 updates" in shown
+
+
+def test_a_dry_run_tells_what_a_run_would(folder, tmp_path):
+    """PreemptionHandler texts in answers, rows longer than the model was made for, how they begin, and with what."""
+    llm = tiny_llama(tmp_path / "llm", max_position_embeddings=16)
+    config = settled("manifest", folder)
+    lines = [{"audio": f"{folder}/mine/1.wav", "question": "What?", "answer": answer} for answer in ("A ### b", "c")]
+    config.data.manifest = str(write_jsonl(tmp_path / "mine.jsonl", [{**line, "split": "train"} for line in lines]))
+    config.llm.path = str(llm)
+    shown = dry_run(config)
+    assert re.search(r"\neach begins with <s> \(1\) #\S* \(\d+\) ", shown)
+    assert re.search(
+        r"note: 1 answer with a text in it at which generation stops, .*; the first: '###' at \S+mine\.jsonl:1\n", shown
+    )
+    assert "tokens are longer than the 16 that the language model was made for" in shown
+    assert "begin-of-sequence" not in shown
+    tokenizer = json.loads((llm / "tokenizer_config.json").read_text())
+    (llm / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"bos_token": None}))
+    assert "note: rows have no begin-of-sequence token: neither the tokenizer nor config.json" in dry_run(config)
 
 
 def test_a_dry_run_of_packed_rows(folder):

@@ -14,8 +14,9 @@ from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Example
 from mlingo_jax.data.packing import Packing, join, pack
 from mlingo_jax.data.pipeline import evaluation_batches, make_dataset
-from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
+from mlingo_jax.data.prompt import Prompt, PromptSettings
 from mlingo_jax.data.statistics import example_statistics, row_sizes
+from mlingo_jax.data.tokenizer import load_tokenizer
 from mlingo_jax.features.cache import FeatureCache, Fingerprint
 from mlingo_jax.features.fill import fill_cache
 from mlingo_jax.features.sources import CachedFeatures

@@ -11,8 +11,9 @@ import soundfile
 from mlingo_jax.data.audio import AudioSettings, normalize
 from mlingo_jax.data.examples import Example
 from mlingo_jax.data.pipeline import evaluation_batches, make_dataset
-from mlingo_jax.data.prompt import Prompt, PromptSettings, load_tokenizer
+from mlingo_jax.data.prompt import Prompt, PromptSettings
 from mlingo_jax.data.statistics import RowSizes, example_statistics, row_length, row_sizes
+from mlingo_jax.data.tokenizer import load_tokenizer
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FeatureCache, Fingerprint
 from mlingo_jax.features.fill import fill_cache

@@ -1,15 +1,14 @@
 """Where answers end: the automaton against plain string search, on made-up vocabularies and real kinds of tokenizer."""
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from mlingo_jax.data.tokenizer import load_tokenizer
 from mlingo_jax.errors import UserError
 from mlingo_jax.inference.stopping import (
     ENDED_BY_EOS,
@@ -18,7 +17,6 @@ from mlingo_jax.inference.stopping import (
     StopRule,
     TextReader,
     finish_reason,
-    read_eos,
     stop_rule,
     token_bytes,
     transition_table,
@@ -161,31 +159,8 @@ def test_a_rule_that_cannot_be_is_refused(tokenizer, texts, eos, message):
         stop_rule(tokenizer, texts, eos, 400)
 
 
-@pytest.mark.parametrize(
-    ("generation", "config", "expected"),
-    [
-        ({"eos_token_id": [3, 4]}, {"eos_token_id": 2}, (3, 4)),
-        ({}, {"eos_token_id": 2}, (2,)),
-        (None, {"eos_token_id": [2]}, (2,)),
-        ({"eos_token_id": None}, {}, ()),
-    ],
-)
-def test_end_of_sequence_ids_come_from_the_folder(tmp_path, generation, config, expected):
-    if generation is not None:
-        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert read_eos(tmp_path) == expected
-
-
-@pytest.mark.parametrize(("text", "message"), [('{"eos_token_id": "</s>"}', "expected a token id"), ("{", "not JSON")])
-def test_a_broken_end_of_sequence_is_refused(tmp_path, text, message):
-    (tmp_path / "generation_config.json").write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_eos(tmp_path)
-
-
 def test_llama_s_own_tokens_stop_at_three_signs_however_written(golden):
-    tokenizer = AutoTokenizer.from_pretrained(golden / "pre_ln" / "llm", local_files_only=True)
+    tokenizer = load_tokenizer(golden / "pre_ln" / "llm")
     rule = stop_rule(tokenizer, ("###",), (2,), 32001)
 
     def run(tokens: list[int]) -> int:

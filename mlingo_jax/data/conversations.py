@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlingo_jax.data.annotations import items, text
+from mlingo_jax.data.placeholders import without_placeholders
 from mlingo_jax.errors import UserError
 
 _ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
-_MUSIC = "<audio>"
 
 
 def turns(values: Mapping[str, Any], name: str, where: str) -> Iterator[tuple[str, str]]:
     """The (question, answer) pairs of the list `name` of {"from", "value"}; each stands by itself, without the earlier
-    ones. A placeholder for the music at a question's start or end is taken off.
+    ones. Placeholders for the music are taken out of the questions.
 
     Raises UserError if human and model do not take turns, or a text is missing.
     """
@@ -23,7 +23,7 @@ def turns(values: Mapping[str, Any], name: str, where: str) -> Iterator[tuple[st
     for (asked, question), (answered, answer) in zip(said[::2], said[1::2], strict=True):
         _require_speaker(question, _ASKING, asked)
         _require_speaker(answer, _ANSWERING, answered)
-        plain = text(question, "value", asked).strip().removeprefix(_MUSIC).removesuffix(_MUSIC).strip()
+        plain = without_placeholders(text(question, "value", asked)).strip()
         yield text({"value": plain}, "value", asked), text(answer, "value", answered)
 
 

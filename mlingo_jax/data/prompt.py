@@ -6,20 +6,24 @@ A training row, with the default template and two music tokens (m); weights mark
     0   0 ..            0 0 0 0 ..                             0 1 ..     1     loss_weights
 
 Each piece is tokenised by itself, as the reference implementation does, so its ids do not depend on its neighbours. A
-row is compact: no padding before its end.
+row is compact: no padding before its end. Questions and answers are text, whatever they spell: only the template and
+the end symbol can hold special tokens.
 """
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
+from mlingo_jax.data.placeholders import without_placeholders
+from mlingo_jax.data.tokenizer import load_tokenizer, read_eos
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import read_json
 
 _MUSIC_OPENS, _MUSIC_CLOSES = "<Audio>", "</Audio>"
 
@@ -87,67 +91,127 @@ EMPTY = Row(_NONE, _NONE, _NONE, _NONE, np.zeros(0, np.float32))
 
 
 class Prompt:
-    """Builds rows for one tokenizer and one kind of prompt."""
+    """Builds rows for one tokenizer (`mlingo_jax.data.tokenizer.load_tokenizer`'s) and one kind of prompt."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, settings: PromptSettings):
         self.tokenizer = tokenizer
         self.settings = settings
-        before, _, self._after = settings.template.partition("{}")
+        before, _, after = settings.template.partition("{}")
         bos = tokenizer.bos_token_id
-        self._opening = [bos] if isinstance(bos, int) else []
+        self.opening: list[int] = [bos] if isinstance(bos, int) else []
         if settings.template:
-            self._opening += self._ids(before + _MUSIC_OPENS)
+            self.opening += self._parsed(before + _MUSIC_OPENS)
+        # Up to its first special token the text after a question or an answer is tokenised together with it.
+        self._after_question, self._question_ends = self._split(after)
+        self._after_answer, self._answer_ends = self._split(settings.end_symbol)
 
     def row(self, question: str, answer: str | None, music_tokens: int) -> Row:
         """The row of one example; without an answer, the prompt to be answered."""
-        after = self._ids(self._question_text(question)) if self.settings.template else []
+        after = self._after_ids([question])[0]
         ids, truncated = ([], False) if answer is None else self.answer_ids(answer)
-        return _row(self._opening, music_tokens, after, ids, truncated)
+        return _row(self.opening, music_tokens, after, ids, truncated)
 
     def rows(self, asked: Sequence[tuple[str, str, int]]) -> list[Row]:
         """The rows of several examples, (question, answer, music tokens) each; all are tokenised at once."""
-        texts = [answer + self.settings.end_symbol for _, answer, _ in asked]
-        if self.settings.template:
-            texts += [self._question_text(question) for question, *_ in asked]
-        encoded = self._encode(texts)
-        answers, afters = encoded[: len(asked)], encoded[len(asked) :] or [[]] * len(asked)
+        questions, answers, music = zip(*asked, strict=True) if asked else ((), (), ())
+        afters, ends = self._after_ids(questions), self._answer_ids(answers)
         limit = self.settings.max_answer_tokens
         return [
-            _row(self._opening, tokens, after, ids[:limit], len(ids) > limit)
-            for (*_, tokens), after, ids in zip(asked, afters, answers, strict=True)
+            _row(self.opening, tokens, after, ids[:limit], len(ids) > limit)
+            for after, ids, tokens in zip(afters, ends, music, strict=True)
         ]
 
     def answer_ids(self, answer: str) -> tuple[list[int], bool]:
         """An answer's token ids with the end symbol's, and whether they were cut to `max_answer_tokens`."""
-        ids, limit = self._ids(answer + self.settings.end_symbol), self.settings.max_answer_tokens
+        ids, limit = self._answer_ids([answer])[0], self.settings.max_answer_tokens
         return ids[:limit], len(ids) > limit
 
     def lengths(
         self, questions: Sequence[str], answers: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "E"], Bool[np.ndarray, "E"]]:
         """For E examples at once: their rows' lengths without the music tokens, and which answers are cut."""
-        ends = self._counts([answer + self.settings.end_symbol for answer in answers])
-        lengths = len(self._opening) + np.minimum(ends, self.settings.max_answer_tokens)
-        if self.settings.template:
-            lengths += self._counts([self._question_text(question) for question in questions])
-        return lengths, ends > self.settings.max_answer_tokens
+        ends = _counts(self._answer_ids(answers))
+        lengths = len(self.opening) + _counts(self._after_ids(questions))
+        return lengths + np.minimum(ends, self.settings.max_answer_tokens), ends > self.settings.max_answer_tokens
 
-    def _question_text(self, question: str) -> str:
-        return f"{_MUSIC_CLOSES} {question}{self._after}"
+    def stop_in(self, answer: str) -> str | None:
+        """The first of the stop texts that stands in an answer, which generation would end at; None if none does."""
+        return next((stop for stop in self.settings.stop if stop in answer.strip()), None)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def check_vocabulary(self, vocabulary: int, source: str | Path) -> None:
+        """Raises UserError if a row could hold an id that the language model, of so many, has no embedding for."""
+        fixed = {*self.opening, *self._question_ends, *self._answer_ends}
+        added = self.tokenizer.added_tokens_decoder
+        # Special tokens that the template has not are in no row.
+        beyond = [
+            number
+            for number in sorted({*range(vocabulary, len(self.tokenizer)), *added})
+            if number >= vocabulary and (number in fixed or number not in added or not added[number].special)
+        ]
+        if beyond:
+            named = ", ".join(f"{self.tokenizer.convert_ids_to_tokens(n)!r} ({n})" for n in beyond[:5])
+            more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
+            raise UserError(
+                f"{source}: the tokenizer has tokens that the language model of {vocabulary:,} has no embedding for: "
+                f"{named}{more}; give the tokenizer that belongs to the model, or resize its embedding"
+            )
 
-    def _counts(self, texts: Sequence[str]) -> Int32[np.ndarray, "E"]:
-        return np.array([len(ids) for ids in self._encode(texts)], np.int32)
+    def shown_opening(self) -> str:
+        """How a row begins, up to its music: each token with its id."""
+        tokens = self.tokenizer.convert_ids_to_tokens(self.opening)
+        return " ".join(f"{token} ({number})" for token, number in zip(tokens, self.opening, strict=True))
+
+    def _after_ids(self, questions: Sequence[str]) -> list[list[int]]:
+        """The ids of what follows the music: of nothing, without a template."""
+        if not self.settings.template:
+            return [[]] * len(questions)
+        texts = [f"{_MUSIC_CLOSES} {without_placeholders(q)}{self._after_question}" for q in questions]
+        return [[*ids, *self._question_ends] for ids in self._encode(texts)]
+
+    def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        encoded = self._encode([answer + self._after_answer for answer in answers])
+        return [[*ids, *self._answer_ends] for ids in encoded]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text. Many at once are encoded by several threads of the tokenizer's own."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
         # Past transformers' layer: it would also ask for masks and offsets, at twice the time.
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def _split(self, text: str) -> tuple[str, list[int]]:
+        """The text before the first special token of a template's piece, and the ids of the rest."""
+        head = next(_by_special_tokens(text, self.tokenizer), "")
+        return head, self._parsed(text[len(head) :])
+
+    def _parsed(self, text: str) -> list[int]:
+        """The ids of a template's piece, its special tokens included."""
+        ids, known = [], self.tokenizer.get_vocab()
+        for n, part in enumerate(_by_special_tokens(text, self.tokenizer)):
+            ids += [known[part]] if n % 2 else self._encode([part])[0]
+        return ids
+
+
+def open_prompt(folder: Path, settings: PromptSettings, vocabulary: int) -> Prompt:
+    """The prompt for a language model of so many embeddings, with its folder's tokenizer.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded, or it or an end-of-sequence id does not fit the embedding.
+    """
+    prompt = Prompt(load_tokenizer(folder), settings)
+    prompt.check_vocabulary(vocabulary, folder)
+    read_eos(folder, prompt.tokenizer, vocabulary)
+    return prompt
+
+
+def _by_special_tokens(text: str, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
+    """Text, special token, text, special token, …, text; texts may be empty."""
+    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content}
+    longest_first = sorted(map(re.escape, special), key=len, reverse=True)
+    return iter(re.split(f"({'|'.join(longest_first)})", text) if special else [text])
+
+
+def _counts(encoded: Sequence[Sequence[int]]) -> Int32[np.ndarray, "E"]:
+    return np.array([len(ids) for ids in encoded], np.int32)
 
 
 def collate(rows: Sequence[Row], length: int, batch: int) -> dict[str, np.ndarray]:
@@ -171,26 +235,12 @@ def collate(rows: Sequence[Row], length: int, batch: int) -> dict[str, np.ndarra
     return fields
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder, from its own files alone. Raises UserError if there is none."""
-    folder = Path(folder)
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise UserError(
-            f"{folder}: no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy the language model's there"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
-
-
 def read_context(folder: Path) -> int | None:
     """How many tokens the language model in a folder was made for; None if its config.json, a valid one, does not say.
 
     The computation takes no notice of it and goes past it; what comes out there is another matter.
     """
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = read_json(folder / "config.json")
     # The second is the name in the earliest LLaMA folders, Vicuna v0's among them.
     length = values.get("max_position_embeddings") or values.get("max_sequence_length")
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}

@@ -16,6 +16,7 @@ from mlingo_jax.data.prompt import Prompt
 from mlingo_jax.data.rows import Music
 from mlingo_jax.data.stored import Audio
 from mlingo_jax.errors import UserError
+from mlingo_jax.wording import counted
 
 _AT_ONCE = 4096
 # Rows of a length that is chosen are a multiple of so many positions.
@@ -25,18 +26,33 @@ MULTIPLE = 16
 @dataclasses.dataclass(frozen=True)
 class ExampleStatistics:
     """Of each example: its clip, as a place in `clips`; its row's length without the music; whether its answer is cut;
-    and a hash of its clip's name and its texts. clips: every clip once, with its audio, as they are met.
+    whether a stop text stands in it; and a hash of its clip's name and its texts.
+
+    clips: every clip once, with its audio, as they are met. first_stop: where the first stop text stands, in words.
     """
 
     clips: dict[str, Audio]
     clip: Int32[np.ndarray, "E"]
     text: Int32[np.ndarray, "E"]
     truncated: Bool[np.ndarray, "E"]
+    stops: Bool[np.ndarray, "E"]
     hashes: UInt64[np.ndarray, "E"]
+    first_stop: str
 
     def where(self, kept: Bool[np.ndarray, "E"]) -> "ExampleStatistics":
         """The survey of some of the examples."""
-        return ExampleStatistics(self.clips, self.clip[kept], self.text[kept], self.truncated[kept], self.hashes[kept])
+        of_each = ("clip", "text", "cut", "stops", "hashes")
+        return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in of_each})
+
+    def notes(self) -> list[str]:
+        """What the user should know of the answers, a line each."""
+        stops = int(self.stops.sum())
+        if not stops:
+            return []
+        return [
+            f"{counted(stops, 'answer')} with a text in it at which generation stops, so that what follows is never "
+            f"written; the first: {self.first_stop}"
+        ]
 
     def fingerprint(self, train: int) -> str:
         """Of clips, texts and their order, and of how many of them are to train on."""
@@ -49,7 +65,8 @@ def example_statistics(examples: Examples, prompt: Prompt) -> ExampleStatistics:
     """Reads and tokenises all examples, some at a time."""
     count = len(examples)
     clip, text = np.zeros(count, np.int32), np.zeros(count, np.int32)
-    truncated, hashes = np.zeros(count, bool), np.zeros(count, np.uint64)
+    truncated, stops, hashes = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, np.uint64)
+    first_stop = ""
     clips: dict[str, Audio] = {}
     numbers: dict[str, int] = {}
     for start in range(0, count, _AT_ONCE):
@@ -60,7 +77,10 @@ def example_statistics(examples: Examples, prompt: Prompt) -> ExampleStatistics:
         clip[these] = [numbers.setdefault(e.clip, len(numbers)) for e in some]
         text[these], truncated[these] = prompt.lengths([e.question for e in some], [e.answer for e in some])
         hashes[these] = [_hash([e.clip, e.question, e.answer]) for e in some]
-    return ExampleStatistics(clips, clip, text, truncated, hashes)
+        inside = [prompt.stop_in(e.answer) for e in some]
+        stops[these] = [stop is not None for stop in inside]
+        first_stop = first_stop or next((f"{s!r} at {e.where}" for s, e in zip(inside, some, strict=True) if s), "")
+    return ExampleStatistics(clips, clip, text, truncated, stops, hashes, first_stop)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,8 @@ Axes: S automaton states, V vocabulary.
 import codecs
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import jax.numpy as jnp
@@ -26,6 +24,9 @@ from mlingo_jax.errors import UserError
 # States of the automaton. The two ends are never left again; from START on, the state says how much of a stop text
 # the answer's last bytes are.
 ENDED_BY_EOS, ENDED_BY_STOP, START = 0, 1, 2
+
+# The name by which Python knows sentencepiece's way with bytes that are no UTF-8.
+EACH_BYTE = "mlingo_jax.replace_each_byte"
 
 FinishReason = Literal["stop", "eos", "length"]
 
@@ -40,13 +41,15 @@ def finish_reason(state: int) -> FinishReason:
 class StopRule:
     """When an answer ends, and how its tokens read as text.
 
-    `texts` are the stop texts, `token_bytes[t]` what token t adds to the answer, and `table[s, t]` the state after
-    token t in state s.
+    `texts` are the stop texts, `token_bytes[t]` what token t adds to the answer, `table[s, t]` the state after token t
+    in state s, and `errors` how bytes that are no UTF-8 read: a sign of replacement for each run of them ("replace"),
+    or for each byte, as sentencepiece does.
     """
 
     texts: tuple[str, ...]
     token_bytes: tuple[bytes, ...]
     table: Int32[Array, "S V"]
+    errors: str = "replace"
 
     def text(self, tokens: Sequence[int]) -> str:
         """The answer that `tokens` spell: cut before the first stop text, without white space around it."""
@@ -63,7 +66,7 @@ class TextReader:
 
     def __init__(self, rule: StopRule):
         self._rule = rule
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors=rule.errors)
         self._held = ""
         self._begun = False
         self._stopped = False
@@ -125,7 +128,7 @@ def stop_rule(
         if content.content in texts and token < vocab_size:
             table[START:, token] = ENDED_BY_STOP
     table[START:, list(eos)] = ENDED_BY_EOS
-    return StopRule(texts, known, jnp.asarray(table))
+    return StopRule(texts, known, jnp.asarray(table), EACH_BYTE if has_byte_pieces(tokenizer) else "replace")
 
 
 def transition_table(token_bytes: Sequence[bytes], stops: Sequence[bytes], vocab_size: int) -> Int32[np.ndarray, "S V"]:
@@ -161,7 +164,8 @@ def _byte_transitions(stops: Sequence[bytes]) -> Int32[np.ndarray, "S 256"]:
 
 @functools.lru_cache(maxsize=4)
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
-    """What each token adds to the text after another token, as bytes; special tokens add nothing.
+    """What each token adds to the text after another token, as bytes; special tokens add nothing, but that
+    sentencepiece's unknown piece reads as ' ⁇ '.
 
     A token that is part of a character has no text of its own: its bytes are read from its name, '<0xE2>' in
     SentencePiece's notation, 'âĢ' in GPT-2's alphabet of bytes.
@@ -172,9 +176,26 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
     alone, *texts = tokenizer.batch_decode(pairs, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     added = (text[len(alone) :] for text in texts)
-    return tuple(
+    known = [
         _partial_character(name) if "\ufffd" in text else text.encode() for text, name in zip(added, names, strict=True)
-    )
+    ]
+    if has_byte_pieces(tokenizer) and tokenizer.unk_token_id is not None:
+        known[tokenizer.unk_token_id] = " ⁇ ".encode()
+    return tuple(known)
+
+
+def has_byte_pieces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it is of SentencePiece's kind, in which bytes that are no piece are the pieces <0x00> to <0xFF>."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return bool(getattr(getattr(backend, "model", None), "byte_fallback", False))
+
+
+def _replace_each(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(EACH_BYTE, _replace_each)
 
 
 def _partial_character(name: str) -> bytes:
@@ -190,22 +211,3 @@ def _gpt2_bytes() -> dict[str, int]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-def read_eos(folder: Path) -> tuple[int, ...]:
-    """The end-of-sequence ids of a language model's folder: of generation_config.json, else of config.json.
-
-    Raises:
-        UserError: a file is not JSON, or its `eos_token_id` is neither a token id nor a list of them.
-    """
-    for file in (folder / "generation_config.json", folder / "config.json"):
-        try:
-            found = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
-        except ValueError as error:
-            raise UserError(f"{file}: not JSON ({error}); get the file again") from error
-        if found is not None:
-            ids = found if isinstance(found, list) else [found]
-            if not all(isinstance(i, int) for i in ids):
-                raise UserError(f"{file}: eos_token_id is {found!r}; expected a token id or a list of token ids")
-            return tuple(ids)
-    return ()

@@ -10,19 +10,22 @@ from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Example, Examples
 from mlingo_jax.data.mixture import Mixture, clip_name, parse_wanted
 from mlingo_jax.data.prepared import Prepared
-from mlingo_jax.data.prompt import Prompt, load_tokenizer
+from mlingo_jax.data.prompt import Prompt, open_prompt, read_context
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.statistics import example_statistics, row_sizes
 from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import count_tokens
 from mlingo_jax.flags import to_json
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.settings import Config
 from mlingo_jax.training.examples import lay_out, read_examples, train_batches
 from mlingo_jax.training.music import most_seconds, piece_seconds
 from mlingo_jax.training.run import prompt_settings
+from mlingo_jax.training.setup import no_begin, too_long
 from mlingo_jax.weights.folders import find
+from mlingo_jax.weights.load import open_with_files
 from mlingo_jax.weights.towers import open_tower
 from mlingo_jax.wording import counted
 
@@ -48,13 +51,13 @@ def dry_run(config: Config) -> str:
     """The resolved config, the examples' numbers, the first batch as text, and the steps and epochs.
 
     Raises:
-        UserError: as a run that begins would; the encoder's config and the language model's tokenizer are needed.
+        UserError: as a run that begins would.
     """
     for name, path in (("mert", config.mert.path), ("llm", config.llm.path)):
         if not path:
             raise UserError(f"config.{name}.path is empty: name it with --config.{name}.path=…, also for a dry run")
     train, held_out = read_examples(config)
-    prompt = Prompt(load_tokenizer(find(config.llm.path)), prompt_settings(config))
+    prompt, context = _open_prompt(config)
     statistics = example_statistics(Mixture([train, held_out]), prompt)
     music = CountedFeatures(_count_music(config, statistics.clips))
     sizes = row_sizes(statistics, music)
@@ -72,6 +75,8 @@ def dry_run(config: Config) -> str:
         f"{counted(len(train), 'example')} to train on, {len(held_out):,} to evaluate on, about "
         f"{counted(len(statistics.clips), 'clip')}",
         f"{rows}; {counted(int(statistics.truncated.sum()), 'answer')} cut to {config.prompt.max_answer_tokens} tokens",
+        f"each begins with {prompt.shown_opening() or 'its music'}",
+        *(f"note: {note}" for note in (*statistics.notes(), *too_long(sizes.longest, context), *no_begin(prompt))),
         "",
         "the first batch, what is learnt in «»:",
         *shown_rows(batch, train, prompt.tokenizer),
@@ -81,6 +86,13 @@ def dry_run(config: Config) -> str:
         *_epochs(config, train, seen),
     ]
     return "\n".join(lines)
+
+
+def _open_prompt(config: Config) -> tuple[Prompt, int | None]:
+    """The prompt, and how many tokens the language model was made for; its weights are not read."""
+    tower, files = open_with_files(config.llm.path, "llama")
+    assert isinstance(tower.config, LlamaConfig)
+    return open_prompt(files, prompt_settings(config), tower.config.vocabulary), read_context(files)
 
 
 def shown_rows(batch: Batch, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[str]:

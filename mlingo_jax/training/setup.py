@@ -14,12 +14,13 @@ from mlingo_jax.data.examples import Examples
 from mlingo_jax.data.mixture import Mixture
 from mlingo_jax.data.packing import Packing
 from mlingo_jax.data.pipeline import evaluation_batches
-from mlingo_jax.data.prompt import Prompt, load_tokenizer, read_context
+from mlingo_jax.data.prompt import Prompt, open_prompt, read_context
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.statistics import example_statistics, row_sizes
 from mlingo_jax.data.unreadable import named
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.settings import Config
 from mlingo_jax.training.examples import lay_out, read_examples, reading_threads, train_batches
@@ -75,8 +76,9 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
             "set config.data.encode_in_step to false"
         )
     # Opened, not loaded: a wrong path is told before hours of encoding.
-    _, files = open_with_files(config.llm.path, "llama")
-    prompt = Prompt(load_tokenizer(files), prompt_settings(config))
+    opened, files = open_with_files(config.llm.path, "llama")
+    assert isinstance(opened.config, LlamaConfig)
+    prompt = open_prompt(files, prompt_settings(config), opened.config.vocabulary)
     train, held_out = read_examples(config)
     statistics = example_statistics(Mixture([train, held_out]), prompt)
     music = open_music(config, statistics.clips, mesh)
@@ -129,7 +131,9 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
         seconds=mean_seconds(train, most=most_seconds(config)),
         notes=[
             *_notes(len(train), len(held_out), int(statistics.truncated.sum()), sizes.mean, layout.length, music),
-            *_too_long(sizes.longest, read_context(files)),
+            *statistics.notes(),
+            *too_long(sizes.longest, read_context(files)),
+            *no_begin(prompt),
             *_packed(layout.packing),
         ],
     )
@@ -166,13 +170,21 @@ def _packed(packing: Packing | None) -> list[str]:
     return [f"{counted(len(packing), 'row')} of up to {counted(packing.examples, 'example')} each"] if packing else []
 
 
-def _too_long(longest: int, context: int | None) -> list[str]:
+def too_long(longest: int, context: int | None) -> list[str]:
+    """A note if rows are longer than the language model's context; none if they are not."""
     if context is None or longest <= context:
         return []
     return [
         f"rows of up to {longest:,} tokens are longer than the {context:,} that the language model was made for (its "
         "max_position_embeddings): it may be of little use past these"
     ]
+
+
+def no_begin(prompt: Prompt) -> list[str]:
+    """A note if rows begin without a begin-of-sequence token, as most language models do not expect."""
+    if prompt.tokenizer.bos_token_id is not None:
+        return []
+    return ["rows have no begin-of-sequence token: neither the tokenizer nor config.json names one"]
 
 
 def _notes(train: int, held_out: int, truncated: int, mean: float, length: int, music: RunMusic) -> list[str]:

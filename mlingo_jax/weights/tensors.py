@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import refuse_pointer
 
 Shape = tuple[int, ...]
 
@@ -63,9 +64,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, in the order in which they lie there.
 
     Raises:
-        UserError: the file is truncated or corrupt.
+        UserError: the file is truncated or corrupt, or stands for one that was not downloaded.
     """
     try:
+        refuse_pointer(path)
         with safe_open(path, "np") as file:
             views = {name: file.get_slice(name) for name in file.offset_keys() if not name.endswith(BUFFERS)}
             return {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import refuse_pointer
 from mlingo_jax.weights.tensors import BUFFERS, DTYPES, Tensor, Tensors, numpy_dtype
 
 ZIP = b"PK\x03\x04"
@@ -65,6 +66,7 @@ def _to_torch(array: np.ndarray, torch: ModuleType) -> Any:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    refuse_pointer(path)
     with path.open("rb") as file:
         is_zip = file.read(len(ZIP)) == ZIP
     # Mapped anew for each tensor: the pages of a file that stays mapped would count as our memory.
