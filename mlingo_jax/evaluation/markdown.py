@@ -1,0 +1,133 @@
+"""The report as a page: tables that have no score without its floors, the best and the worst answers, all settings."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlingo_jax.wording import counted
+
+FAMILIES: Mapping[str, str] = {
+    "paper": "As MusiLingo's paper, MU-LLaMA and CMI-Bench compute them: BLEU over characters and its 4-gram part, "
+    "METEOR, recall of ROUGE-L and of BERTScore. Not to be compared with the standard metrics.",
+    "standard": "As the captioning field uses the names: corpus BLEU on words, METEOR, F1 of ROUGE-L and of BERTScore, "
+    "CIDEr-D (whose usual scale goes to 10, so to 1,000 here).",
+}
+_FLOORS: Mapping[str, str] = {"constant": "one answer", "training": "training answers"}
+_LONGEST = 600
+
+
+def render(report: Mapping[str, Any], figures: Sequence[str]) -> str:
+    """report.md; figures: the pictures' file names."""
+    counts = report["counts"]
+    lines = [
+        f"# {report['settings'].get('name') or 'Evaluation'}",
+        "",
+        f"{counted(counts['examples'], 'answer')} about {counted(counts['clips'], 'clip')}"
+        f"{_noted(counts)}. All numbers are times 100.",
+        "",
+        "*Shuffled* is the floor: the same answers dealt to other clips, within the same question, as mean ± standard "
+        "deviation of 20 shuffles. The *gap* is what the answers gain from being given to their own clip. Brackets are "
+        "95 % bootstrap intervals over clips: where the gap's includes 0, nothing shows that the answers depend on the "
+        "music. *One answer* is the floor of the single most typical reference, given to every clip.",
+    ]
+    lines += tables(report, heading="## ")
+    if report["missing"]:
+        lines += ["", "## Missing", "", *(f"- `{name}`: {why}" for name, why in report["missing"].items())]
+    lines += ["", *(f"![{name.removesuffix('.png')}]({name})" for name in figures)]
+    lines += [*_parts("By question", report["by_question"]), *_parts("By source", report["by_source"])]
+    lines += [*_described(report), *_shown(report["shown"])]
+    settings = json.dumps(report["settings"], indent=2, ensure_ascii=False)
+    return "\n".join([*lines, "", "## Settings", "", "```json", settings, "```", ""])
+
+
+def tables(report: Mapping[str, Any], heading: str = "") -> list[str]:
+    """A table for each family of metrics, under its name."""
+    lines = []
+    for family in dict.fromkeys(name.partition(".")[0] for name in report["metrics"]):
+        some = {name: one for name, one in report["metrics"].items() if name.startswith(f"{family}.")}
+        note = [FAMILIES[family], ""] if heading and family in FAMILIES else []
+        lines += ["", f"{heading}{family}", "", *note, *table(some)]
+    return lines
+
+
+def table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A row for each metric: score, floors, gap, and how much of the score the gap is."""
+    floors = [floor for floor in _FLOORS if any(floor in entry for entry in metrics.values())]
+    head = ["metric", "score", "shuffled", *(_FLOORS[floor] for floor in floors), "gap", "gap / score"]
+    rows = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    for name, entry in metrics.items():
+        score = f"**{_percent(entry['value'])}** {_brackets(entry['interval'])}"
+        shuffled = f"{_percent(entry['shuffled']['mean'])} ± {_percent(entry['shuffled']['deviation'])}"
+        others = [_percent(entry[floor]["mean"]) if floor in entry else "" for floor in floors]
+        share = f"{entry['gap']['value'] / entry['value']:.1%}" if entry["value"] else ""
+        rows.append(f"| {' | '.join([name.partition('.')[2], score, shuffled, *others, _gap(entry['gap']), share])} |")
+    return rows
+
+
+def _parts(title: str, parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A table of each part's scores, each with its floor and gap."""
+    if not parts:
+        return []
+    names = [name for name in next(iter(parts.values()))["metrics"] if not name.endswith(("bleu2", "bleu3"))]
+    lines = ["", f"## {title}", "", "Score / shuffled, gap [its interval].", ""]
+    lines += [f"|  | answers | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
+    for label, part in parts.items():
+        cells = [
+            f"{_percent(entry['value'])} / {_percent(entry['shuffled']['mean'])}, {_gap(entry['gap'])}"
+            for entry in (part["metrics"][name] for name in names)
+        ]
+        lines.append(f"| {_cell(label or '(none)')} | {part['counts']['examples']:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def _described(report: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "",
+        "## The texts",
+        "",
+        "|  | words a text | distinct words | distinct texts | empty |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for side in ("answers", "references"):
+        one = report[side]
+        lines.append(
+            f"| {side} | {one['mean_words']:.1f} | {one['vocabulary']:,} | {one['distinct']:.1%} | {one['empty']:,} |"
+        )
+    return lines
+
+
+def _shown(shown: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for side in ("best", "worst") if shown else ():
+        lines += ["", f"## The {side} answers, by {shown['by']}"]
+        for one in shown[side]:
+            lines += ["", f"`{one['clip']}` {_percent(one['score'])} {_cut(one['question'])}", ""]
+            lines += [f"- *reference:* {_cut(one['reference'])}", f"- *answer:* {_cut(one['answer']) or '(empty)'}"]
+    return lines
+
+
+def _noted(counts: Mapping[str, int]) -> str:
+    notes = [f"{counts['empty_answers']:,} of them empty"] if counts["empty_answers"] else []
+    notes += [f"{counts['duplicates']:,} of them there twice"] if counts["duplicates"] else []
+    return "".join(f", {note}" for note in notes)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}" if abs(value) >= 0.01 or value == 0 else f"{100 * value:.2f}"
+
+
+def _brackets(interval: Sequence[float]) -> str:
+    return f"[{_percent(interval[0])}, {_percent(interval[1])}]"
+
+
+def _gap(gap: Mapping[str, Any]) -> str:
+    return f"{100 * gap['value']:+.2f} [{100 * gap['interval'][0]:+.2f}, {100 * gap['interval'][1]:+.2f}]"
+
+
+def _cell(text: str) -> str:
+    return _cut(text).replace("|", "\\|")
+
+
+def _cut(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]} …"
