@@ -140,7 +140,8 @@ def _write(
     """Chooses each row's next token and writes it; rows that have ended get 0 and stay as they are."""
     old = state.answers
     running = old.stop_states >= START
-    token = jnp.where(running, choose(logits, state.keys, state.step, sampling), 0)
+    steps = jnp.full_like(old.lengths, state.step)
+    token = jnp.where(running, choose(logits, state.keys, steps, sampling), 0)
     answers = Generated(
         tokens=old.tokens.at[:, state.step].set(token),
         lengths=old.lengths + running,

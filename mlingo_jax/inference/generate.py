@@ -6,11 +6,12 @@ Axes: B rows, P positions of the padded prompt, E language-model width.
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
@@ -60,16 +61,18 @@ class Options:
                 f"{given} will not be used: at temperature 0 nothing is drawn; give a temperature above 0", stacklevel=3
             )
 
-    @property
-    def sampling(self) -> Sampling | None:
-        """What `sampling.choose` takes; None for the most probable token."""
-        if self.temperature == 0:
-            return None
-        return Sampling(
-            temperature=jnp.float32(self.temperature),
-            top_k=None if self.top_k is None else jnp.int32(self.top_k),
-            top_p=None if self.top_p in (None, 1) else jnp.float32(self.top_p),
-        )
+    def sampling(self, rows: int) -> Sampling | None:
+        """What `sampling.choose` takes for so many rows; None for the most probable token."""
+        return None if self.temperature == 0 else sampling_of([self] * rows)
+
+
+def sampling_of(options: Sequence[Options]) -> Sampling:
+    """How rows that have an `Options` each are drawn."""
+    return Sampling(
+        temperature=np.array([o.temperature for o in options], np.float32),
+        top_k=np.array([o.top_k or 0 for o in options], np.int32),
+        top_p=np.array([o.top_p or 1 for o in options], np.float32),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +109,10 @@ def generate(
     if options.num_beams > 1:
         found = beam_search(*prompt, num_beams=options.num_beams, max_new_tokens=options.max_new_tokens)
         return _answers(found, rule)
-    state = prefill(*prompt, keys, options.sampling, max_new_tokens=options.max_new_tokens)
+    sampling = options.sampling(len(keys))
+    state = prefill(*prompt, keys, sampling, max_new_tokens=options.max_new_tokens)
     limit = jnp.int32(options.max_new_tokens)
-    return _answers(decode(graphdef, params, state, rule.table, options.sampling, limit).answers, rule)
+    return _answers(decode(graphdef, params, state, rule.table, sampling, limit).answers, rule)
 
 
 def stream(
@@ -131,13 +135,14 @@ def stream(
         yield generate(*prompt, rule=rule, options=options, keys=keys)[0].text
         return
     reader = TextReader(rule)
-    state = prefill(*prompt, rule.table, keys, options.sampling, max_new_tokens=options.max_new_tokens)
+    sampling = options.sampling(1)
+    state = prefill(*prompt, rule.table, keys, sampling, max_new_tokens=options.max_new_tokens)
     for step in range(1, options.max_new_tokens + 1):
         if piece := reader.read([int(state.answers.tokens[0, step - 1])]):
             yield piece
         if step == options.max_new_tokens or int(state.answers.stop_states[0]) < START:
             break
-        state = decode(graphdef, params, state, rule.table, options.sampling, jnp.int32(step + 1))
+        state = decode(graphdef, params, state, rule.table, sampling, jnp.int32(step + 1))
     if piece := reader.finish():
         yield piece
 

@@ -9,20 +9,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, Key, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key, UInt32
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """What draws are made from: the distribution at a temperature above 0, then its top k, then its top-p nucleus.
+    """How each row's tokens are drawn: from the distribution at a temperature, its top k, then its top-p nucleus.
 
-    The numbers are traced: another value does not compile again, only None in place of a number does.
+    Temperature 0 takes the most probable token; top_k 0 and top_p 1 are no limits. Rows may differ, and nothing here
+    is compiled for.
     """
 
-    temperature: Float[Array, ""]
-    top_k: Int32[Array, ""] | None
-    top_p: Float[Array, ""] | None
+    temperature: Float[Array, " B"] | Float32[np.ndarray, " B"]
+    top_k: Int32[Array, " B"] | Int32[np.ndarray, " B"]
+    top_p: Float[Array, " B"] | Float32[np.ndarray, " B"]
 
 
 def row_keys(seed: int, salts: UInt32[np.ndarray, " B"]) -> Key[Array, " B"]:
@@ -31,30 +32,46 @@ def row_keys(seed: int, salts: UInt32[np.ndarray, " B"]) -> Key[Array, " B"]:
 
 
 def choose(
-    logits: Float[Array, "B V"], keys: Key[Array, " B"], step: Int32[Array, ""], sampling: Sampling | None
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], steps: Int32[Array, " B"], sampling: Sampling | None
 ) -> Int32[Array, " B"]:
-    """The next token of each row: drawn with its key at this step, or without `sampling` the most probable one."""
+    """The next token of each row: the most probable one, or one drawn with the row's key at the row's step.
+
+    Work that no row asks for is left out while the program runs, and without `sampling` also from the program.
+    """
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if sampling is None:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-    return jax.vmap(jax.random.categorical)(keys, filter_logits(logits, sampling)).astype(jnp.int32)
+        return likeliest
+
+    def draw() -> Int32[Array, " B"]:
+        folded = jax.vmap(jax.random.fold_in)(keys, steps)
+        drawn = jax.vmap(jax.random.categorical)(folded, filter_logits(logits, sampling))
+        return jnp.where(sampling.temperature > 0, drawn, likeliest).astype(jnp.int32)
+
+    return jax.lax.cond((sampling.temperature > 0).any(), draw, lambda: likeliest)
 
 
 def filter_logits(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
     """Logits of the distribution to draw from; -inf for a token left out. The order is that of transformers' warpers.
 
     Top k keeps the k most probable tokens, top p the smallest set of what is left whose probability reaches p; the most
-    probable token always stays. Tokens of the same logit are kept or left out together.
+    probable token always stays. Tokens of the same logit are kept or left out together. A row at temperature 0 keeps
+    its logits.
     """
-    logits = logits / sampling.temperature
-    top_k, top_p = sampling.top_k, sampling.top_p
-    if top_k is not None:
-        logits = jnp.where(_fewest(logits, lambda kept: kept.sum(-1) >= top_k), logits, -jnp.inf)
-    if top_p is not None:
+    draws = sampling.temperature > 0
+    logits = logits / jnp.where(draws, sampling.temperature, 1)[:, None]
+    limited, nucleus = draws & (sampling.top_k > 0), draws & (sampling.top_p < 1)
+
+    def keep_top_k(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        kept = _fewest(logits, lambda kept: kept.sum(-1) >= sampling.top_k)
+        return jnp.where(kept | ~limited[:, None], logits, -jnp.inf)
+
+    def keep_top_p(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         probabilities = jax.nn.softmax(logits, axis=-1)
-        reached = _fewest(logits, lambda kept: jnp.where(kept, probabilities, 0).sum(-1) >= top_p)
-        logits = jnp.where(reached, logits, -jnp.inf)
-    return logits
+        kept = _fewest(logits, lambda kept: jnp.where(kept, probabilities, 0).sum(-1) >= sampling.top_p)
+        return jnp.where(kept | ~nucleus[:, None], logits, -jnp.inf)
+
+    logits = jax.lax.cond(limited.any(), keep_top_k, lambda logits: logits, logits)
+    return jax.lax.cond(nucleus.any(), keep_top_p, lambda logits: logits, logits)
 
 
 def _fewest(

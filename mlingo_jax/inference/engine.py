@@ -1,0 +1,261 @@
+"""The engine: a fixed number of rows on the device, each of which is given another question as soon as its answer ends.
+
+A round: what the last chunk of decoding wrote is fetched; rows that have ended are given the next questions, whose
+prompts are read; the next chunk is begun. Its tokens come with the next round, and meanwhile the device does not wait
+for the host. What is compiled: one program for a chunk, and one for each padded length of a piece of a prompt.
+
+How rows lie in memory, and why an answer is the same in any company, is told in layout.py.
+"""
+
+import dataclasses
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mlingo_jax.inference.generate import Answer
+from mlingo_jax.inference.layout import Layout, bucket
+from mlingo_jax.inference.programs import Networks, Pieces, Written, begin, read_prefixes, read_questions, write_chunk
+from mlingo_jax.inference.requests import Piece, Request, ask, pad
+from mlingo_jax.inference.stopping import START, FinishReason, StopRule, finish_reason
+
+
+@dataclasses.dataclass(frozen=True)
+class News:
+    """New tokens of an answer, and if it has ended, by what. `request` is the number that `submit` gave."""
+
+    request: int
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason | None
+
+
+@dataclasses.dataclass
+class Counts:
+    """What an engine has done: `row_steps` are decoding steps times rows, `busy` those that wrote a token."""
+
+    row_steps: int = 0
+    busy: int = 0
+    prefixes_read: int = 0
+    questions_read: int = 0
+
+
+@dataclasses.dataclass
+class _Row:
+    """A row with a request: the request's number, the most tokens it may have, and those that have been fetched."""
+
+    request: int
+    limit: int
+    tokens: int = 0
+
+
+class Engine:
+    """Writes the answers to requests in the rows of a layout.
+
+    `submit` and `cancel` may be called from any thread at any time, all else from one alone. A request for which the
+    layout has no room waits until the rows before it have ended; then the layout grows, and is compiled for.
+
+    Attributes:
+        rule: when answers end.
+        counts: what has been done so far.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        params: Any,
+        layout: Layout,
+        opening: Sequence[int],
+        rule: StopRule,
+        mesh: Mesh | None = None,
+    ):
+        if len(opening) != layout.opening:
+            raise ValueError(f"the layout is for an opening of {layout.opening} tokens, not of {len(opening)}")
+        self.rule = rule
+        self.counts = Counts()
+        self._networks, self._params, self._mesh = networks, params, mesh
+        self._opening = jnp.array(opening, jnp.int32)[None]
+        self._numbers = itertools.count()
+        self._arrived: deque[tuple[int, Request]] = deque()
+        self._cancelled: deque[int] = deque()
+        self._queue: deque[tuple[int, Request]] = deque()
+        self._written: Written | None = None
+        self._begin(layout)
+
+    @property
+    def layout(self) -> Layout:
+        """The sizes of what is on the device now."""
+        return self._layout
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no row yet."""
+        return len(self._arrived) + len(self._queue)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a request that has not ended."""
+        return self.waiting > 0 or any(self._held)
+
+    def submit(self, request: Request) -> int:
+        """Takes a request, to be answered when its turn comes; gives its number."""
+        number = next(self._numbers)
+        self._arrived.append((number, request))
+        return number
+
+    def cancel(self, request: int) -> None:
+        """Ends a request, wherever it is; from the next `step` on there is no more news of it."""
+        self._cancelled.append(request)
+
+    def step(self) -> list[News]:
+        """One round; gives what the last round's chunk has written. Without anything to do, does nothing."""
+        self._queue.extend(_drain(self._arrived))
+        self._drop(set(_drain(self._cancelled)))
+        news = self._fetch()
+        with self._on_mesh():
+            self._admit()
+            self._write()
+        return news
+
+    def _begin(self, layout: Layout) -> None:
+        self._layout = layout
+        self._held: list[_Row | None] = [None] * layout.rows
+        # The clips whose prefixes are kept, the one that was needed longest ago first, and where.
+        self._kept: OrderedDict[Hashable, int] = OrderedDict()
+        with self._on_mesh():
+            self._rows, self._prefixes = begin(self._networks, self._params, layout, self._opening)
+
+    def _drop(self, cancelled: set[int]) -> None:
+        if cancelled:
+            self._queue = deque(item for item in self._queue if item[0] not in cancelled)
+            self._held = [None if row and row.request in cancelled else row for row in self._held]
+
+    def _fetch(self) -> list[News]:
+        if self._written is None:
+            return []
+        written, self._written = self._written, None
+        fields = jax.device_get((written.tokens, written.counts, written.stop_states, written.steps))
+        written_tokens, counts, states, steps = (field.tolist() for field in fields)
+        self.counts.row_steps += steps * self._layout.rows
+        news = []
+        for place, row in enumerate(self._held):
+            if row is None:
+                continue
+            count, state = counts[place], states[place]
+            tokens = tuple(written_tokens[place][: count - row.tokens])
+            ended = state < START or count == row.limit
+            news.append(News(row.request, tokens, finish_reason(state) if ended else None))
+            self.counts.busy += len(tokens)
+            row.tokens = count
+            if ended:
+                self._held[place] = None
+        return news
+
+    def _admit(self) -> None:
+        while self._queue and None in self._held:
+            _, first = self._queue[0]
+            grown = _grown(self._layout, first)
+            if grown != self._layout:
+                if any(self._held):
+                    return
+                self._begin(grown)
+            self._read(self._take_alike())
+
+    def _take_alike(self) -> list[tuple[int, Request]]:
+        """The first request and those behind it whose question has the same padded length, as many as are read at once.
+
+        None of them waits for more than the rows that are free now.
+        """
+        free = self._held.count(None)
+        some = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
+        size = bucket(len(some[0][1].question.tokens))
+        fit = [_grown(self._layout, r) == self._layout and bucket(len(r.question.tokens)) == size for _, r in some]
+        chosen = set([i for i, fits in enumerate(fit) if fits][: self._layout.admitted])
+        self._queue.extendleft(reversed([item for i, item in enumerate(some) if i not in chosen]))
+        return [item for i, item in enumerate(some) if i in chosen]
+
+    def _read(self, group: Sequence[tuple[int, Request]]) -> None:
+        """Reads the prompts of a group into free rows."""
+        requests = [request for _, request in group]
+        self._read_prefixes(requests)
+        rows = [place for place, row in enumerate(self._held) if row is None][: len(group)]
+        for place, (number, request) in zip(rows, group, strict=True):
+            self._held[place] = _Row(number, request.options.max_new_tokens)
+        count = self._layout.admitted
+        pieces = self._pad([request.question for request in requests], music=1)
+        asked = ask(requests, count, rows, [self._kept[r.clip] for r in requests], none=self._layout.rows)
+        networks = self._networks, self._params, self._layout
+        self._rows = read_questions(*networks, self._rows, self._prefixes, pieces, asked)
+        self.counts.questions_read += len(group)
+
+    def _read_prefixes(self, requests: Sequence[Request]) -> None:
+        """Sees to it that the prefixes of a group are kept, those of like length read together."""
+        missing: dict[int, dict[Hashable, Piece]] = {}
+        for request in requests:
+            if request.clip in self._kept:
+                self._kept.move_to_end(request.clip)
+            else:
+                size = bucket(len(request.prefix.tokens))
+                missing.setdefault(size, {})[request.clip] = request.prefix
+        for pieces in missing.values():
+            entries = [self._entry(clip) for clip in pieces]
+            spare = self._layout.admitted - len(entries)
+            positions = np.array([*entries, *[self._layout.prefixes + 1] * spare], np.int32)
+            padded = self._pad(list(pieces.values()))
+            networks = self._networks, self._params, self._layout
+            self._prefixes = read_prefixes(*networks, self._prefixes, padded, positions)
+            self.counts.prefixes_read += len(entries)
+
+    def _entry(self, clip: Hashable) -> int:
+        """A place for a clip's prefix: a free one, or that of the clip that was needed longest ago."""
+        full = len(self._kept) == self._layout.prefixes
+        self._kept[clip] = self._kept.popitem(last=False)[1] if full else len(self._kept)
+        return self._kept[clip]
+
+    def _pad(self, pieces: Sequence[Piece], music: int | None = None) -> Pieces:
+        size = bucket(max(len(piece.tokens) for piece in pieces))
+        return pad(pieces, self._layout.admitted, size, size if music is None else music)
+
+    def _write(self) -> None:
+        if any(self._held):
+            held = np.array([row is not None for row in self._held])
+            networks = self._networks, self._params, self._layout
+            self._rows, self._written = write_chunk(*networks, self._rows, self.rule.table, held)
+
+    def _on_mesh(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+
+def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
+    """Each request's place and its answer, as soon as it has ended; requests are taken as rows come free."""
+    coming = enumerate(requests)
+    positions: dict[int, int] = {}
+    tokens: dict[int, list[int]] = {}
+    while True:
+        rows = engine.layout.rows
+        for place, request in itertools.islice(coming, max(0, rows - engine.waiting)):
+            number = engine.submit(request)
+            positions[number], tokens[number] = place, []
+        if not engine.busy:
+            return
+        for news in engine.step():
+            tokens[news.request] += news.tokens
+            if news.finish_reason:
+                found = tuple(tokens.pop(news.request))
+                yield positions.pop(news.request), Answer(engine.rule.text(found), news.finish_reason, found)
+
+
+def _grown(layout: Layout, request: Request) -> Layout:
+    sizes = len(request.prefix.tokens), len(request.question.tokens), request.options.max_new_tokens
+    return layout.grown(*sizes)
+
+
+def _drain(items: deque[Any]) -> Iterator[Any]:
+    """Takes out what is there; other threads may put in meanwhile."""
+    for _ in range(len(items)):
+        yield items.popleft()
