@@ -1,10 +1,12 @@
 """Anyone's own music: a jsonl, json or csv of audio, question and answer, or of LLaVA-style conversations.
 
-What `prepare manifest` builds a dataset of, and what a run on `data.manifest` reads as it is.
+What `prepare manifest` builds a dataset of, and what a run on `data.manifest` reads as it is. A clip is a file: whatever
+a manifest calls it (`a.wav`, `./a.wav`, a link), it has one name, the one that it is called first.
 """
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ from mlingo_jax.wording import counted
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One question about one clip, as a manifest has it. values: the whole line or item; where: of it, for messages."""
+    """One question about one clip, as a manifest has it.
+
+    audio: the clip's one name, a path from the manifest. values: the whole line or item; where: of it, for messages.
+    """
 
     audio: str
     question: str
@@ -28,16 +33,46 @@ class Entry:
     where: str
 
 
-def read_entries(path: Path, *, unmarked: Split | None = None) -> Iterator[Entry]:
+class _Names:
+    """The one name of each audio file of a manifest."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._names: dict[str, str] = {}
+        self._first: dict[tuple[int, int], str] = {}
+
+    def __getitem__(self, audio: str) -> str:
+        if audio not in self._names:
+            self._names[audio] = self._find(audio)
+        return self._names[audio]
+
+    def _find(self, audio: str) -> str:
+        # `..` is left alone: above a linked folder it is not what it looks like.
+        root = "/" if audio.startswith("/") else ""
+        name = root + "/".join(part for part in audio.split("/") if part not in ("", ".")) or audio
+        try:
+            status = os.stat(self._folder / name)
+        except (OSError, ValueError):
+            # Missing, or no path at all: for others to complain of.
+            return name
+        return self._first.setdefault((status.st_dev, status.st_ino), name)
+
+
+def read_entries(
+    path: Path, *, unmarked: Split | None = None, split_of: dict[str, Entry] | None = None
+) -> Iterator[Entry]:
     """Reads a jsonl, a json list or a csv: {"audio", "question", "answer"} or {"audio", "conversations"}, and perhaps
     "split" ("train" or "eval"; `unmarked` where nothing is said). Fields that nobody asked for are no harm.
+
+    split_of: the first entry of each clip, where several manifests are read one after the other.
 
     Raises UserError, naming file and line, for what is not UTF-8, not an object, lacks a field or has one of the wrong
     type, or puts one clip into both splits; for a file that is missing or empty.
     """
-    split_of: dict[str, Entry] = {}
+    split_of = {} if split_of is None else split_of
+    names = _Names(path.parent)
     for where, values in _read_rows(path):
-        audio, split = text(values, "audio", where), values.get("split") or unmarked
+        audio, split = names[text(values, "audio", where)], values.get("split") or unmarked
         if split not in ("train", "eval", None):
             raise UserError(f'{where}: expected "train" or "eval" in "split", found {split!r}')
         if "conversations" in values:
@@ -100,7 +135,7 @@ def _require_same_split(first: Entry, entry: Entry) -> None:
 
 def _require_audio(examples: Sequence[Example], encoded: Container[str]) -> None:
     clips = {example.clip: example for example in reversed(examples) if example.clip not in encoded}
-    missing = [e for e in reversed(clips.values()) if isinstance(e.audio, Path) and not e.audio.is_file()]
+    missing = [e for e in reversed(clips.values()) if isinstance(e.audio, Path) and not os.path.isfile(e.audio)]
     if missing:
         raise UserError(
             f"{missing[0].where}: there is no audio file {missing[0].audio}; "

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlingo_jax.data.annotations import Annotation, number, rate
-from mlingo_jax.data.manifest import read_entries
+from mlingo_jax.data.manifest import Entry, read_entries
 from mlingo_jax.datasets.examples import Examples
 
 
@@ -19,8 +19,16 @@ class Manifest(Examples):
     default_config = "own"
     files = ("*.jsonl", "*.csv", "*.json")
 
+    def annotations(self) -> Iterator[Annotation]:
+        split_of: dict[str, Entry] = {}
+        for path in self.annotation_files():
+            yield from self._read(path, split_of)
+
     def read(self, path: Path) -> Iterator[Annotation]:
-        for entry in read_entries(path, unmarked="train"):
+        return self._read(path, {})
+
+    def _read(self, path: Path, split_of: dict[str, Entry]) -> Iterator[Annotation]:
+        for entry in read_entries(path, unmarked="train", split_of=split_of):
             yield Annotation(
                 clip=entry.audio,
                 names=(str((path.parent / entry.audio).resolve()), entry.audio),

@@ -29,5 +29,7 @@ class MusicQA(Examples):
             raise UserError(f"{path}: the file's name tells the split: expected one of {', '.join(self.files)}")
         for where, item in items(read_json(path), str(path)):
             audio = text(item, "audio_name", where)
+            # The published names have no folders; where there are some, two files of one name are two clips.
+            clip = "".join((*audio.rpartition("/")[:2], stem(audio)))
             for question, answer in turns(item, "conversation", where):
-                yield Annotation(stem(audio), (audio,), question, answer, "music_qa", _SPLITS[path.stem])
+                yield Annotation(clip, (audio,), question, answer, "music_qa", _SPLITS[path.stem])

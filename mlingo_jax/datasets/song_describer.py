@@ -52,7 +52,7 @@ def _read_cmi_bench(path: Path) -> Iterator[Annotation]:
         start, end = number(row, "audio_start", where), number(row, "audio_end", where)
         yield Annotation(
             clip=stem(audio).removesuffix(".2min"),
-            names=(audio, f"{stem(audio)}.2min"),
+            names=(audio, stem(audio), f"{stem(audio)}.2min"),
             question=text(row, "instruction", where),
             answer=text(row, "output", where),
             source="cmi_bench",
