@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from mlingo_jax.training import checkpoint
 from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState, is_run, load_run_adapter, restore
 from mlingo_jax.weights.folders import Found, identify
 
+RUN = {"id": "r1", "seed": 1}
 TOWERS = {"llm": {"name": "tiny", "weights": "0123"}}
 
 
@@ -32,17 +34,28 @@ def keeping(run: Path, keep: int) -> Checkpoints:
     return Checkpoints(run, keep=keep, best=1, losses={})
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    (tmp_path / "run.json").write_text(json.dumps({"seed": 1}))
-    with keeping(tmp_path, 2) as checkpoints:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "run.json").write_text(json.dumps(RUN))
+    with keeping(folder, 2) as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(make(step), TOWERS)
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be damaged."""
+    return shutil.copytree(made, tmp_path, dirs_exist_ok=True)
 
 
 def kept(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_is(saved: CheckpointState | None, step: int) -> None:
@@ -62,12 +75,13 @@ def test_the_newest_are_kept_and_read_back(run):
     assert_is(restore(run), 30)
     adapter, described = load_run_adapter(run)
     np.testing.assert_array_equal(adapter["projection"]["kernel"], make(30).adapter["projection"]["kernel"])
-    assert described == {"seed": 1}
+    assert described == RUN
 
 
 def test_a_checkpoint_names_its_towers_and_does_not_hold_them(run):
     metadata = json.loads((run / "checkpoints" / "30" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
     assert metadata.pop("towers") == TOWERS
+    assert (metadata.pop("run"), metadata.pop("step")) == ("r1", 30)
     assert metadata == {"data": {"next_index": 30}, "watch": {"skipped": [7]}, "unreadable": ["7.wav: not audio"]}
     assert {path.name for path in (run / "checkpoints" / "30").iterdir() if path.is_dir()} == {"adapter", "optimizer"}
 
@@ -92,10 +106,10 @@ def test_one_checkpoint_of_a_run_may_be_named(run, monkeypatch):
     for source in (run / "checkpoints" / "20", "20"):
         adapter, described = load_run_adapter(source)
         np.testing.assert_array_equal(adapter["projection"]["kernel"], make(20).adapter["projection"]["kernel"])
-        assert described == {"seed": 1}
+        assert described == RUN
         assert identify(Path(source)) == Found("adapter", "run")
     flip_a_bit(run / "checkpoints" / "20")
-    with pytest.raises(UserError, match=r"20: damaged checkpoint \(.*\); name another one, or the run"):
+    with pytest.raises(UserError, match=r"20: not a good checkpoint \(.*\); name another one, or the run"):
         load_run_adapter(run / "checkpoints" / "20")
     with pytest.raises(UserError, match="not the folder of a training run"):
         load_run_adapter(run / "checkpoints" / "70")
@@ -132,23 +146,143 @@ def lose_a_file(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [cut_off, flip_a_bit, lose_a_file])
 def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(run, damage):
     damage(run / "checkpoints" / "30")
-    with pytest.warns(UserWarning, match=r"30: damaged checkpoint \(.*\), trying the one before"):
+    with pytest.warns(UserWarning, match=r"30: passed over \(.*\), trying the one before"):
         assert_is(restore(run), 20)
     assert kept(run) == ["20", "30"]
-    with pytest.warns(UserWarning, match="damaged"):
-        assert_is(restore(run, remove_damaged=True), 20)
-    assert kept(run) == ["20"]
+    before = files(run / "checkpoints" / "30")
+    with pytest.warns(UserWarning, match="passed over"):
+        assert_is(restore(run, set_aside=True), 20)
+    assert kept(run) == ["20", "30.aside"]
+    # What may still be had of it stays, whatever comes after.
+    assert files(run / "checkpoints" / "30.aside") == before
     with keeping(run, 2) as checkpoints:
         checkpoints.save(make(30), TOWERS)
     assert_is(restore(run), 30)
+    damage(run / "checkpoints" / "30")
+    with pytest.warns(UserWarning, match="passed over"):
+        restore(run, set_aside=True)
+    assert kept(run) == ["20", "30.aside", "30.aside-2"]
 
 
-def test_if_all_are_damaged_none_is_removed(run):
+def test_if_none_is_good_none_is_removed_nor_advised_to_be(run):
     for step in ("20", "30"):
         flip_a_bit(run / "checkpoints" / step)
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match="all checkpoints are damaged"):
-        restore(run, remove_damaged=True)
+    with (
+        pytest.warns(UserWarning, match="passed over"),
+        pytest.raises(UserError, match=r"none of the checkpoints is good \(30: .*; 20: .*\); they stay") as error,
+    ):
+        restore(run, set_aside=True)
     assert kept(run) == ["20", "30"]
+    assert not any(word in str(error.value) for word in ("remove", "delete"))
+
+
+def lose_the_sums(folder: Path) -> None:
+    (folder / checkpoint.SUMS).unlink()
+    flip_a_bit(folder)
+
+
+def empty_the_sums(folder: Path) -> None:
+    (folder / checkpoint.SUMS).write_text("")
+    flip_a_bit(folder)
+
+
+def forget_a_file(folder: Path) -> None:
+    """In the sums, so that a flipped bit in it would not be noticed."""
+    lines = (folder / checkpoint.SUMS).read_text().splitlines(keepends=True)
+    forgotten = largest(folder).relative_to(folder).as_posix()
+    (folder / checkpoint.SUMS).write_text("".join(line for line in lines if forgotten not in line))
+    flip_a_bit(folder)
+
+
+def put_in_the_one_before(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("20"), folder)
+
+
+def put_in_another_runs(folder: Path) -> None:
+    other = folder.parents[1] / "another run"
+    other.mkdir()
+    (other / "run.json").write_text(json.dumps({**RUN, "id": "r2"}))
+    with keeping(other, 2) as checkpoints:
+        checkpoints.save(make(30), TOWERS)
+    shutil.rmtree(folder)
+    shutil.copytree(other / "checkpoints" / "30", folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lose_the_sums, "there is no SHA256SUMS in it"),
+        (empty_the_sums, "SHA256SUMS does not have .*adapter/"),
+        (forget_a_file, "SHA256SUMS does not have "),
+        (put_in_the_one_before, "it is the checkpoint of step 20"),
+        (put_in_another_runs, "it is of another run, r2, not of r1"),
+    ],
+)
+def test_a_checkpoint_is_not_trusted_for_its_place(run, change, reason):
+    change(run / "checkpoints" / "30")
+    with pytest.warns(UserWarning, match=rf"30: passed over \({reason}"):
+        assert_is(restore(run), 20)
+    with pytest.raises(UserError, match=rf"30: not a good checkpoint \({reason}"):
+        load_run_adapter(run / "checkpoints" / "30")
+
+
+def test_a_run_from_before_runs_had_an_identity_goes_on(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"seed": 1}))
+    with keeping(tmp_path, 2) as checkpoints:
+        checkpoints.save(make(10), TOWERS)
+    assert_is(restore(tmp_path), 10)
+
+
+@pytest.mark.parametrize("name", ["[1]", "a*", "what?", "b[!c]", "[", "a b#c%d"])
+def test_a_workdir_may_be_called_anything(tmp_path, name):
+    """Orbax takes some of these for patterns when it reads."""
+    workdir = tmp_path / name
+    workdir.mkdir()
+    (tmp_path / "ab").mkdir()
+    (workdir / "run.json").write_text(json.dumps(RUN))
+    with keeping(workdir, 2) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(make(step), TOWERS)
+    assert_is(restore(workdir), 20)
+    np.testing.assert_array_equal(
+        load_run_adapter(workdir / "checkpoints" / "10")[0]["projection"]["kernel"],
+        make(10).adapter["projection"]["kernel"],
+    )
+
+
+def test_what_is_not_read_back_as_it_was_is_no_checkpoint(run, monkeypatch):
+    real = checkpoint.ocp.load_checkpointables
+
+    def other(path: str) -> dict:
+        items = real(path)
+        items["adapter"]["projection"]["kernel"][0, 0] += 1
+        return items
+
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", other)
+    message = r"step 40 could not be saved: what is read back is not what was saved; the checkpoint of step 30 stays"
+    with pytest.raises(UserError, match=message), keeping(run, 1) as checkpoints:
+        checkpoints.save(make(40), TOWERS)
+    monkeypatch.undo()
+    assert kept(run) == ["20", "30", "40.unfinished"]
+    with keeping(run, 1):
+        assert kept(run) == ["20", "30"]
+    assert_is(restore(run), 30)
+
+
+def test_checkpoints_without_a_run_are_refused(run):
+    (run / "run.json").unlink()
+    for ask in (is_run, restore):
+        with pytest.raises(UserError, match=r"has checkpoints, but no run\.json, which says of which run they are"):
+            ask(run)
+
+
+@pytest.mark.parametrize("text", ["[]", "12", "null", "[" * 100_000, "\x00"])
+def test_a_run_json_that_is_none_is_one_line(run, text):
+    (run / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json: (not JSON|expected an object)") as error:
+        load_run_adapter(run)
+    assert "\n" not in str(error.value)
 
 
 def test_one_that_was_being_written_counts_for_nothing(run):

@@ -162,7 +162,7 @@ def test_bytes_that_changed_inside_a_shard_are_found(tmp_path):
     content, features = bytearray(shard.read_bytes()), cache["clip 0"].tobytes()
     content[content.index(features)] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(UserError, match="damaged; delete it and encode again"):
+    with pytest.raises(UserError, match="damaged; move it away and encode again"):
         FeatureCache(tmp_path / "cache")["clip 0"]
 
 

@@ -1,4 +1,4 @@
-"""Finds a clip's audio file: by its path, or by an id that is the file's name, whatever the extension and the sub-folder.
+"""Finds a clip's audio file: by its path, or by an id that is the file's name, whatever extension and sub-folder.
 
 A name with folders in it is a path, and the folders count: `one/01.flac` is never found as `another/01.flac`.
 """
@@ -99,7 +99,7 @@ def _require_one_path(own: Mapping[str, Collection[str]]) -> None:
 
 
 def _require_own_file(files: Mapping[str, Path]) -> None:
-    """Raises UserError if a file goes by several clips' names: it would be encoded twice, and perhaps held out as well."""
+    """Raises UserError if a file goes by several clips' names: it might be trained on and held out as well."""
     clips: dict[str, list[str]] = {}
     for clip, path in files.items():
         clips.setdefault(os.path.realpath(path), []).append(clip)

@@ -1,7 +1,7 @@
 """Anyone's own music: a jsonl, json or csv of audio, question and answer, or of LLaVA-style conversations.
 
-What `prepare manifest` builds a dataset of, and what a run on `data.manifest` reads as it is. A clip is a file: whatever
-a manifest calls it (`a.wav`, `./a.wav`, a link), it has one name, the one that it is called first.
+What `prepare manifest` builds a dataset of, and what a run on `data.manifest` reads as it is. A clip is a file:
+whatever a manifest calls it (`a.wav`, `./a.wav`, a link), it has one name, the one that it is called first.
 """
 
 import dataclasses

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Int
 
 from mlingo_jax.data.examples import Example, Examples
 from mlingo_jax.data.prepared import Prepared
-from mlingo_jax.data.stored import StoredAudio
 from mlingo_jax.errors import UserError
 
 # "dataset/config:split", and perhaps "=weight" or "*times".
@@ -61,7 +60,7 @@ class PreparedSplit:
         """Raises UserError if it was not prepared."""
         prepared = Prepared(data_dir, dataset)
         self._examples = prepared.examples(split)
-        self._collection, self._read = prepared.collection, prepared.clips.audio
+        self._collection, self._clips = prepared.collection, prepared.clips
         self._where = f"{dataset}:{split}"
 
     def __len__(self) -> int:
@@ -69,9 +68,10 @@ class PreparedSplit:
 
     def __getitem__(self, index: int) -> Example:
         found = self._examples[index]
-        audio = StoredAudio(self._collection, found.clip, self._read)
         clip = clip_name(self._collection, found.clip)
-        return Example(clip, audio, found.question, found.answer, None, f"{self._where}[{index}]")
+        return Example(
+            clip, self._clips.stored(found.clip), found.question, found.answer, None, f"{self._where}[{index}]"
+        )
 
 
 class Chosen:

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt64
 
+from mlingo_jax.data.contents import DIGITS, digest_bytes, digest_text, digest_words
 from mlingo_jax.data.examples import clip_hash
-from mlingo_jax.data.records import CLIPS, HASHES, NAMES, Clip, read_texts
+from mlingo_jax.data.records import CHECKS, CLIPS, HASHES, NAMES, Clip, read_texts
+from mlingo_jax.data.stored import StoredAudio
 from mlingo_jax.errors import UserError
 from mlingo_jax.wording import counted
 
@@ -55,15 +58,34 @@ class PreparedClips:
         self.folder = Path(folder)
         self._hashes = _load_hashes(self.folder)
         self._source = _source(self.folder, CLIPS)
+        self._made = (self.folder / HASHES).stat().st_mtime_ns
         if len(self._source) != len(self._hashes):
             raise UserError(
                 f"{self.folder}: {counted(len(self._source), 'clip')}, but an index of {len(self._hashes)}; prepare "
                 "the dataset again"
             )
 
+    def stored(self, clip: str) -> StoredAudio:
+        """A clip's audio, to be read when it is needed."""
+        return StoredAudio(self.folder.parent.name, clip, self.audio, self.digest, self._made)
+
     def audio(self, clip: str) -> bytes:
-        """A clip's encoded audio. Raises UserError as `[]` does."""
-        return self[clip].audio
+        """A clip's encoded audio, the very bytes that were measured when it was prepared.
+
+        Raises UserError as `[]` does, and if the record holds others.
+        """
+        audio = self[clip].audio
+        if digest_bytes(audio) != self.digest(clip):
+            raise UserError(
+                f"{self.folder}: the audio of clip {clip!r} is not what was prepared; prepare the dataset again"
+            )
+        return audio
+
+    def digest(self, clip: str) -> str:
+        """What a clip's audio was when it was prepared (`mlingo_jax.data.contents`); no record is read."""
+        if clip not in self:
+            raise UserError(f"{self.folder}: there is no clip {clip!r} in this collection")
+        return digest_text(self._digests[self._first(clip)])
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -92,6 +114,21 @@ class PreparedClips:
 
     def __reduce__(self) -> tuple[Callable[[Path], "PreparedClips"], tuple[Path]]:
         return PreparedClips, (self.folder,)
+
+    @functools.cached_property
+    def _digests(self) -> UInt64[np.ndarray, "N 2"]:
+        """Of each clip's audio, in the order of the records."""
+        path = self.folder / CHECKS
+        try:
+            with path.open(encoding="utf-8") as file:
+                checks = [json.loads(line) for line in file]
+            there = [(clip_hash(c["clip"]), c["clip"], c["digest"]) for c in checks if c["status"] == "there"]
+            words = [digest_words(digest[:DIGITS]) for _, _, digest in sorted(there)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: missing or damaged ({error}); prepare the dataset again") from error
+        if len(words) != len(self):
+            raise UserError(f"{path}: {counted(len(words), 'clip')}, but {len(self):,} records; prepare it again")
+        return np.array(words, np.uint64).reshape(-1, 2)
 
     def _first(self, clip: str) -> int:
         return int(np.searchsorted(self._hashes, np.uint64(clip_hash(clip))))

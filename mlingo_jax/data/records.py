@@ -1,6 +1,7 @@
 """TFDS's records: written with bytes that depend on their contents alone, and texts read without its detours.
 
-The clips of a collection are one TFDS dataset of the split `CLIPS`; beside its records lie their ids' hashes and names.
+The clips of a collection are one TFDS dataset of the split `CLIPS`; beside its records lie their ids' hashes
+and names, and what was found of each file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-CLIPS, HASHES, NAMES = "clips", "hashes.npy", "clips.jsonl"
+CLIPS, HASHES, NAMES, CHECKS = "clips", "hashes.npy", "clips.jsonl", "checks.jsonl"
 
 # protobuf makes its classes as the module is imported, out of a type checker's sight.
 _MESSAGES: Any = tf_example_pb2

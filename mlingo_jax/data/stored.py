@@ -21,11 +21,17 @@ Waveform = Float32[np.ndarray, "_"]
 
 @dataclass(frozen=True, slots=True)
 class StoredAudio:
-    """A clip among the records of `collection` (a name for messages); `read` gives the encoded bytes of an id."""
+    """A clip among the records of `collection` (a name for messages); `read` gives the encoded bytes of an id.
+
+    digest: gives what these bytes are (`mlingo_jax.data.contents`), if that is known without reading them. made: when
+    the records were written, in ns.
+    """
 
     collection: str
     clip: str
     read: Callable[[str], bytes]
+    digest: Callable[[str], str] | None = None
+    made: int = 0
 
 
 Audio = Path | StoredAudio

@@ -22,13 +22,12 @@ from tensorflow_datasets.core.file_adapters import FileFormat
 from tqdm import tqdm
 
 from mlingo_jax.data.examples import clip_hash
-from mlingo_jax.data.records import CLIPS, HASHES, NAMES, Clip, SteadyWriter
+from mlingo_jax.data.records import CHECKS, CLIPS, HASHES, NAMES, Clip, SteadyWriter
 from mlingo_jax.datasets.check import Checked, Task, check
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import atomic_replace, write_atomic
 from mlingo_jax.wording import counted
 
-CHECKS = "checks.jsonl"
 SHARD_CLIPS = 256
 
 Judge = Callable[[Sequence[Checked]], object]

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,14 +16,18 @@ import numpy as np
 from tqdm import tqdm
 
 from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings
+from mlingo_jax.data.contents import UNKNOWN, Contents, changed, digest_audio, file_state
 from mlingo_jax.data.stored import Audio, Waveform, read_ahead
-from mlingo_jax.data.unreadable import require_few
+from mlingo_jax.data.unreadable import named, require_few
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FINGERPRINT, FeatureCache, Fingerprint
-from mlingo_jax.features.shards import DTYPES, Features, shard_path, unfinished, write_shard
+from mlingo_jax.features.shards import DTYPES, Features, unfinished, write_shard
 from mlingo_jax.files import exclusive_lock, write_atomic
-from mlingo_jax.processes import all_gather, barrier, is_primary, run_on_primary
+from mlingo_jax.processes import all_gather, broadcast, is_primary, run_on_primary
 from mlingo_jax.wording import counted
+
+MEMORY = "audio.npy"
+"""What a cache remembers of the audio files, so as not to read them again."""
 
 AudioEncoder = Callable[[Sequence[Waveform]], Sequence[Features]]
 
@@ -48,7 +52,7 @@ def fill_cache(
 
     clips: the audio of each clip. encoder: from waveforms as `read_audio` gives them to features. minimum: samples a
     clip must have. A shard holds the clips of `shard_clips` files; after a kill, only the shard in work is encoded
-    again.
+    again. A clip whose audio has changed since it was encoded is encoded again, and said.
 
     Several processes encode together when all of them call this with the same clips and a folder that all see: each
     encodes its share, with an encoder on its own devices.
@@ -63,38 +67,89 @@ def fill_cache(
     # The first of several processes holds the lock for all of them.
     with exclusive_lock(folder / ".lock", busy) if is_primary() else contextlib.nullcontext():
         run_on_primary("the feature cache", lambda: _open_or_make(folder, fingerprint))
-        bad = _encode_missing(clips, encoder, folder, fingerprint, minimum, shard_clips)
+        todo = broadcast(_to_hear(clips, folder, fingerprint) if is_primary() else [])
+        if todo:
+            # Nothing is added from another kind of device: its rounding would set some clips apart from the others.
+            FeatureCache(folder).require_fit(fingerprint, ignore=("versions",))
+        before = time.time_ns()
+        bad = _encode_missing(clips, [list(clips)[n] for n in todo], encoder, folder, fingerprint, minimum, shard_clips)
         # When all have told, all shards are there.
         bad = {name: reason for told in all_gather(bad) for name, reason in told.items()}
+        versions = broadcast(_remember(clips, todo, bad, folder, before) if is_primary() else {})
     require_few(bad.values(), len(clips), max_bad_fraction, f"the other clips' features are kept in {folder}")
-    return FeatureCache(folder), bad
+    return FeatureCache(folder, versions), bad
+
+
+def find_encoded(clips: Mapping[str, Audio], folder: Path) -> tuple[list[bool], dict[str, str]]:
+    """Whether each clip's features are in a cache, and are those of its audio as it is now; and which are meant where
+    other audio was encoded under its name as well (see `FeatureCache`).
+
+    Reads the audio files that may have changed since they were read last, and remembers that they have not.
+    """
+    cache, contents = FeatureCache(folder), Contents(folder / MEMORY)
+    names, audio = list(clips), list(clips.values())
+    # A clip that was never encoded will be read when it is.
+    known = [name in cache for name in names]
+    digests = iter(contents.digests([a for a, is_known in zip(audio, known, strict=True) if is_known]))
+    of_clip = [next(digests) if is_known else UNKNOWN for is_known in known]
+    contents.save()
+    times = [changed(a) for a in audio]
+    return cache.holds(names, of_clip, times), cache.versions(names, of_clip, times)
+
+
+def _to_hear(clips: Mapping[str, Audio], folder: Path, fingerprint: Fingerprint) -> list[int]:
+    """The places of the clips that are not in the cache yet, or whose audio is not what was encoded."""
+    cache = FeatureCache.open(folder, fingerprint)
+    held, _ = find_encoded(clips, folder)
+    todo = [n for n, is_held in enumerate(held) if not is_held]
+    names = list(clips)
+    changes = [names[n] for n in todo if names[n] in cache]
+    if changes:
+        print(
+            f"{folder}: {counted(len(changes), 'clip')} encoded again, for their audio is not what was encoded under their "
+            f"names: {named(changes)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return todo
+
+
+def _remember(
+    clips: Mapping[str, Audio], todo: Sequence[int], bad: Collection[str], folder: Path, before: int
+) -> dict[str, str]:
+    """After a encoding that began at `before`: remembers what the files were, so that they need not be read again.
+
+    Returns which features are meant: see `find_encoded`.
+    """
+    cache, contents, names = FeatureCache(folder), Contents(folder / MEMORY), list(clips)
+    encoded = [names[n] for n in todo if names[n] not in bad]
+    files = {n: path for n in encoded if isinstance(path := clips[n], Path) and n in cache and cache.is_sole(n)}
+    contents.learn(list(files.values()), [cache.digest(name) for name in files], before=before)
+    contents.save()
+    return find_encoded(clips, folder)[1]
 
 
 def _encode_missing(
     clips: Mapping[str, Audio],
+    todo: Sequence[str],
     encoder: AudioEncoder,
     folder: Path,
     fingerprint: Fingerprint,
     minimum: int,
     shard_clips: int,
 ) -> dict[str, str]:
-    """Encodes what is not in the cache yet, shard by shard; returns why each clip that cannot be read cannot."""
-    cache = FeatureCache.open(folder, fingerprint)
-    todo = [name for name in clips if name not in cache]
-    if todo:
-        # Nothing is added from another kind of device: its rounding would set some clips apart from the others.
-        cache.require_fit(fingerprint, ignore=("versions",))
-    # Before anything is added: all must see the same clips missing.
-    barrier("the clips to be encoded are known")
+    """Encodes this process's share, shard by shard; returns why each clip that cannot be read cannot."""
     own = todo[jax.process_index() :: jax.process_count()]
     audio = AudioSettings(fingerprint.sample_rate, fingerprint.normalize)
     bad: dict[str, str] = {}
     with _Progress(len(clips), len(todo)) as progress:
         for start in range(0, len(own), shard_clips):
             shard = {name: clips[name] for name in own[start : start + shard_clips]}
-            waveforms = _named(read_ahead(shard, audio, minimum), bad, progress)
+            digests: dict[str, str] = {}
+            waveforms = _named(shard, read_ahead(shard, audio, minimum), digests, bad, progress)
             encoded = _encode_in_batches(waveforms, encoder, fingerprint, progress)
-            write_shard(shard_path(folder, shard), encoded, DTYPES[fingerprint.stored])
+            features = ((name, digests[name], values) for name, values in encoded)
+            write_shard(folder, shard, features, DTYPES[fingerprint.stored], fingerprint.kind)
     return bad
 
 
@@ -136,15 +191,24 @@ class _Progress:
 
 
 def _named(
-    waveforms: Iterable[tuple[str, Waveform | UserError]], bad: dict[str, str], progress: _Progress
+    clips: Mapping[str, Audio],
+    waveforms: Iterable[tuple[str, Waveform | UserError]],
+    digests: dict[str, str],
+    bad: dict[str, str],
+    progress: _Progress,
 ) -> Iterator[tuple[str, Waveform]]:
-    """The clips that could be read; the others go to `bad`."""
+    """The clips that could be read, whose audio's digests go to `digests`; the others go to `bad`."""
+    before = {name: file_state(audio) for name, audio in clips.items() if isinstance(audio, Path)}
     for name, waveform in waveforms:
+        digests[name] = digest_audio(clips[name])
         if isinstance(waveform, UserError):
             bad[name] = str(waveform)
-            progress.add(1)
+        elif name in before and (digests[name] == UNKNOWN or file_state(str(clips[name])) != before[name]):
+            bad[name] = f"{clips[name]}: changed while it was read; give the same command again"
         else:
             yield name, waveform
+            continue
+        progress.add(1)
 
 
 def _encode_in_batches(
@@ -177,7 +241,8 @@ def _encode_batch(
 
 
 def _open_or_make(folder: Path, fingerprint: Fingerprint) -> FeatureCache:
-    """The cache in a folder, made if need be; shards that are damaged or were never finished are removed."""
+    """The cache in a folder, made if need be; shards that were never finished are removed, damaged
+    ones put aside."""
     path = folder / FINGERPRINT
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,6 +251,16 @@ def _open_or_make(folder: Path, fingerprint: Fingerprint) -> FeatureCache:
     if not path.exists():
         write_atomic(path, [json.dumps(dataclasses.asdict(fingerprint), indent=2), "\n"])
     cache = FeatureCache.open(folder, fingerprint)
-    for leftover in [*cache.damaged, *unfinished(folder)]:
+    for leftover in unfinished(folder):
         leftover.unlink()
+    # Not removed: a disk that fails to read now may read again, and the audio may be gone.
+    for damaged in cache.damaged:
+        damaged.rename(damaged.with_suffix(".damaged"))
+    if cache.foreign:
+        print(
+            f"{folder}: {counted(len(cache.foreign), 'shard')} made by another encoder or with other settings, and not "
+            f"used: {named([path.name for path in cache.foreign])}",
+            file=sys.stderr,
+            flush=True,
+        )
     return cache

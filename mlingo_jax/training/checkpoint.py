@@ -1,19 +1,25 @@
 """Checkpoints of a run: adapter, optimiser, step, the data iterator's state, the towers' identity; never the towers.
 
 A run's folder holds `run.json` (what the run is) and `checkpoints/STEP/` (Orbax). Beside Orbax's files each checkpoint
-gets SHA256SUMS (`sha256sum -c` reads it): Orbax itself does not notice a flipped bit.
+has SHA256SUMS (`sha256sum -c` reads it): Orbax itself does not notice a flipped bit. Its metadata say which run and
+which step it is of. It is written under another name, read back, and only then renamed: what is called a checkpoint was
+good once. What is not good any more is put aside, never removed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import shutil
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,8 @@ from mlingo_jax.processes import is_primary
 from mlingo_jax.weights.folders import CHECKPOINTS, RUN, run_of
 
 SUMS = "SHA256SUMS"
+# What a checkpoint's name ends in while it is written, or once it has been passed over.
+_UNFINISHED, _ASIDE = ".unfinished", ".aside"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,40 +55,34 @@ class CheckpointState:
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run, in the background. A context manager.
+    """Writes the checkpoints of a run, in the background. A context manager; the run has its `run.json` already.
 
     The newest `keep` are kept, and the `best` with the lowest of `losses`: the held-out loss after a step, for whoever
-    evaluates to fill in.
+    evaluates to fill in. Of several processes the first one writes, for all.
 
-    A checkpoint that cannot be written (a full disk) leaves those before it as they are and raises `UserError`: here,
-    or at the next save, or at the end of the context.
+    A checkpoint that cannot be written (a full disk), or is read back as something else, leaves those before it as they
+    are and raises `UserError`: here, or at the next save, or at the end of the context.
     """
 
     def __init__(self, workdir: Path, *, keep: int, best: int, losses: Mapping[int, float]):
-        self._folder = workdir / CHECKPOINTS
+        self._folder = workdir.absolute() / CHECKPOINTS
+        self._run = read_run(workdir).get("id")
+        self._keep, self._best, self._losses = keep, best, losses
         self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[int, Future[None]] | None = None
-        # Left by a kill. Orbax would remove them too, but in the background: a full disk has to be free at once.
-        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*") if is_primary() else ():
-            shutil.rmtree(unfinished)
-        policies = ocp.training.preservation_policies
-        # Any: Orbax's policies do not fit the protocol that it declares for them.
-        kept: Any = policies.AnyPreservationPolicy([policies.LatestN(keep), _Lowest(best, losses)])
-        self._checkpointer = ocp.training.Checkpointer(str(self._folder.absolute()), preservation_policy=kept)
+        if is_primary():
+            self._folder.mkdir(exist_ok=True)
+        # Left by a kill; the second is Orbax's own.
+        for name in (f"*{_UNFINISHED}*", "*.orbax-checkpoint-tmp*") if is_primary() else ():
+            for unfinished in self._folder.glob(name):
+                shutil.rmtree(unfinished)
 
     def save(self, saved: CheckpointState, towers: Mapping[str, Any]) -> None:
         """Starts writing a checkpoint. The arrays must not change afterwards. towers: their identity."""
         self.wait()
-        self._check_space(saved)
-        metadata: dict[str, Any] = {name: getattr(saved, name) for name in ("data", "watch", "unreadable")}
-        response = self._checkpointer.save_checkpointables_async(
-            saved.step,
-            {"adapter": saved.adapter, "optimizer": saved.optimizer},
-            custom_metadata=metadata | {"towers": dict(towers)},
-            force=True,
-        )
-        assert response is not None
-        self._pending = saved.step, self._thread.submit(_finish, response, self._folder / str(saved.step))
+        if is_primary():
+            self._check_space(saved)
+            self._pending = saved.step, self._thread.submit(self._write, saved, dict(towers))
 
     def wait(self) -> None:
         """Waits for the checkpoint that is being written."""
@@ -107,8 +109,28 @@ class Checkpoints:
                 raise
         finally:
             self._thread.shutdown()
-            if kind is None:
-                self._checkpointer.close()
+
+    def _write(self, saved: CheckpointState, towers: dict[str, Any]) -> None:
+        unfinished, place = self._folder / f"{saved.step}{_UNFINISHED}", self._folder / str(saved.step)
+        metadata: dict[str, Any] = {name: getattr(saved, name) for name in ("data", "watch", "unreadable")}
+        metadata |= {"towers": towers, "run": self._run, "step": saved.step}
+        items = {"adapter": saved.adapter, "optimizer": saved.optimizer}
+        with _orbax(unfinished) as path:
+            ocp.save_checkpointables(str(path), items, custom_metadata=metadata, overwrite=True)
+        _write_sums(unfinished)
+        _require_same(_read(unfinished, self._run, saved.step), saved)
+        if place.exists():
+            shutil.rmtree(place)
+        os.rename(unfinished, place)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        # Judged by the losses of now: a checkpoint that a stop had saved was evaluated later.
+        steps = _steps(self._folder)
+        judged = [step for step in steps if math.isfinite(self._losses.get(step, math.nan))]
+        kept = {*steps[-self._keep :], *sorted(judged, key=self._losses.__getitem__)[: self._best]}
+        for step in set(steps) - kept:
+            shutil.rmtree(self._folder / str(step))
 
     def _check_space(self, saved: CheckpointState) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves((saved.adapter, saved.optimizer))) + (1 << 20)
@@ -126,27 +148,20 @@ class Checkpoints:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Lowest:
-    """Keeps the checkpoints with the lowest losses.
-
-    Not Orbax's BestN, whose losses are in the checkpoints: one that a stop had saved before its evaluation would never
-    have one.
-    """
-
-    number: int
-    losses: Mapping[int, float]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """As Orbax asks for it."""
-        judged = [c.step for c in checkpoints if math.isfinite(self.losses.get(c.step, math.nan))]
-        best = sorted(judged, key=self.losses.__getitem__)[: self.number]
-        return [c.step in best for c in checkpoints]
-
-
 def is_run(folder: str | Path) -> bool:
-    """Whether a folder is that of a training run."""
-    return (Path(folder) / RUN).is_file()
+    """Whether a folder is that of a training run.
+
+    Raises:
+        UserError: it has checkpoints, but does not say of which run.
+    """
+    if (Path(folder) / RUN).is_file():
+        return True
+    if _steps(Path(folder) / CHECKPOINTS):
+        raise UserError(
+            f"{folder}: has checkpoints, but no {RUN}, which says of which run they are; put it back, or choose "
+            "another workdir"
+        )
+    return False
 
 
 def read_run(source: str | Path) -> dict[str, Any]:
@@ -154,11 +169,14 @@ def read_run(source: str | Path) -> dict[str, Any]:
     workdir = run_of(source) or Path(source)
     path = workdir / RUN
     try:
-        return current_names(json.loads(path.read_text(encoding="utf-8")))
+        run = current_names(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise UserError(f"{workdir}: no {RUN} in it, so it is not the folder of a training run") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); the run cannot be resumed, choose another workdir") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); put it back as it was, or choose another workdir") from error
+    if not isinstance(run, dict):
+        raise UserError(f"{path}: expected an object, found {type(run).__name__}; put it back as it was")
+    return run
 
 
 def load_run_adapter(source: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -176,37 +194,53 @@ def load_run_adapter(source: str | Path) -> tuple[dict[str, Any], dict[str, Any]
         if saved is None:
             raise UserError(f"{source}: the run has no checkpoint yet; let it train further")
         return saved.adapter, run
+    folder = Path(source).absolute()
     try:
-        return _read(Path(source).absolute()).adapter, run
+        return _read(folder, run.get("id"), int(folder.name)).adapter, run
     except Exception as error:
         # As in `restore`.
-        raise UserError(f"{source}: damaged checkpoint ({_reason(error)}); name another one, or the run") from error
+        raise UserError(f"{source}: not a good checkpoint ({_reason(error)}); name another one, or the run") from error
 
 
-def restore(workdir: str | Path, *, remove_damaged: bool = False) -> CheckpointState | None:
-    """The last good checkpoint, or None if there never was one. Warns of damaged ones, and removes them if asked to.
+def restore(workdir: str | Path, *, set_aside: bool = False) -> CheckpointState | None:
+    """The last good checkpoint, or None if there never was one.
+
+    Warns of those that are damaged, or another run's, and puts them aside (under another name) if asked to.
 
     Raises:
-        UserError: there are checkpoints and all of them are damaged.
+        UserError: there are checkpoints and none of them is good, or nothing says of which run they are.
     """
     folder = Path(workdir).absolute() / CHECKPOINTS
-    damaged: list[int] = []
+    run = read_run(workdir).get("id") if is_run(workdir) else None
+    passed: dict[int, str] = {}
     for step in reversed(_steps(folder)):
         try:
-            saved = _read(folder / str(step))
+            saved = _read(folder / str(step), run, step)
         except Exception as error:
             # Orbax and its storage raise many kinds of errors over a damaged file; each means the same here.
-            reason = _reason(error)
-            warnings.warn(f"{folder / str(step)}: damaged checkpoint ({reason}), trying the one before", stacklevel=2)
-            damaged.append(step)
+            passed[step] = _reason(error)
+            warnings.warn(f"{folder / str(step)}: passed over ({passed[step]}), trying the one before", stacklevel=2)
             continue
-        if remove_damaged:
-            for bad in damaged:
-                shutil.rmtree(folder / str(bad))
+        for bad in passed if set_aside else ():
+            _set_aside(folder / str(bad))
         return saved
-    if damaged:
-        raise UserError(f"{folder}: all checkpoints are damaged ({damaged}); remove the folder to start anew")
+    if passed:
+        reasons = "; ".join(f"{step}: {reason}" for step, reason in passed.items())
+        raise UserError(
+            f"{folder}: none of the checkpoints is good ({reasons}); they stay as they are. If the disk was at fault, "
+            "put back what it lost; else choose another workdir"
+        )
     return None
+
+
+def _set_aside(folder: Path) -> None:
+    """Renames a checkpoint to what is none: it may be wanted for what can still be read of it."""
+    aside = folder.with_name(f"{folder.name}{_ASIDE}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{folder.name}{_ASIDE}-{number}")
+    os.rename(folder, aside)
 
 
 def _steps(folder: Path) -> list[int]:
@@ -214,21 +248,61 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
-def _read(folder: Path) -> CheckpointState:
+def _read(folder: Path, run: str | None, step: int) -> CheckpointState:
+    """Reads the checkpoint of this run and step. Raises many kinds of errors if it is not good."""
     _check_sums(folder)
-    # Each process reads by itself: else Orbax waits for all to read at the same time.
-    process = jax.process_index()
-    own = ocp.Context()
-    own.multiprocessing.primary_host, own.multiprocessing.active_processes = process, {process}
-    with own:
-        items = ocp.load_checkpointables(str(folder))
-        metadata = ocp.checkpointables_metadata(str(folder)).custom_metadata
+    with _orbax(folder) as path:
+        items = ocp.load_checkpointables(str(path))
+        metadata = ocp.checkpointables_metadata(str(path)).custom_metadata
     states: dict[str, Any] = current_names(metadata) if isinstance(metadata, dict) else {}
     if not isinstance(states.get("data"), dict):
         raise ValueError("its metadata cannot be read")
+    # Neither stands in checkpoints from before runs had an identity.
+    if states.get("run") != run:
+        raise ValueError(f"it is of another run, {states.get('run')}, not of {run}")
+    if states.get("step", step) != step:
+        raise ValueError(f"it is the checkpoint of step {states['step']}")
     watch, unreadable = states.get("watch", {}), states.get("unreadable", [])
     adapter, optimizer = current_names(items["adapter"]), current_names(items["optimizer"])
-    return CheckpointState(int(folder.name), adapter, optimizer, states["data"], watch, unreadable)
+    return CheckpointState(step, adapter, optimizer, states["data"], watch, unreadable)
+
+
+@contextlib.contextmanager
+def _orbax(folder: Path) -> Iterator[Path]:
+    """Where Orbax finds this folder, for this process alone: else it waits for all to do the same at the same time.
+
+    It globs the paths that it reads without escaping them: what looks like a pattern is reached by a link.
+    """
+    process = jax.process_index()
+    own = ocp.Context()
+    own.multiprocessing.primary_host, own.multiprocessing.active_processes = process, {process}
+    # The tasks that it leaves behind when it fails would print a traceback each.
+    asyncio = logging.getLogger("asyncio")
+    level = asyncio.level
+    asyncio.setLevel(logging.CRITICAL + 1)
+    try:
+        with own:
+            if escape(str(folder)) == str(folder):
+                yield folder
+            else:
+                with tempfile.TemporaryDirectory() as plain:
+                    link = Path(plain) / CHECKPOINTS
+                    link.symlink_to(folder.parent)
+                    yield link / folder.name
+    finally:
+        asyncio.setLevel(level)
+
+
+def _require_same(read: CheckpointState, saved: CheckpointState) -> None:
+    """Raises ValueError unless every number that was read back is the one that was to be saved, to the bit."""
+    pairs = jax.tree.map(_is_same, (read.adapter, read.optimizer), (saved.adapter, saved.optimizer))
+    if not all(jax.tree.leaves(pairs)) or json.dumps(read.data) != json.dumps(saved.data):
+        raise ValueError("what is read back is not what was saved")
+
+
+def _is_same(read: Any, saved: Any) -> bool:
+    read, saved = np.asarray(read), np.asarray(saved)
+    return read.dtype == saved.dtype and read.shape == saved.shape and read.tobytes() == saved.tobytes()
 
 
 def _reason(error: Exception) -> str:
@@ -239,25 +313,22 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and SUMS not in path.name)
 
 
-def _finish(response: Any, folder: Path) -> None:
-    # Any: Orbax's AsyncResponse is a protocol that cannot be checked at run time.
-    response.result()
-    if is_primary():
-        _write_sums(folder)
-
-
 def _write_sums(folder: Path) -> None:
     lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     write_atomic(folder / SUMS, lines)
 
 
 def _check_sums(folder: Path) -> None:
-    """Raises ValueError for a file that is not what was written; a run killed before it wrote the sums left none."""
-    if not (folder / SUMS).exists():
-        return
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+    """Raises ValueError for a file that is missing, or not what was written, or that nobody has vouched for."""
+    if not (folder / SUMS).is_file():
+        raise ValueError(f"there is no {SUMS} in it")
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    found = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    if not sums or found - sums.keys():
+        raise ValueError(f"{SUMS} does not have {', '.join(sorted(found - sums.keys())) or 'any file'}")
+    for name, digest in sums.items():
+        if name not in found or _sha256(folder / name) != digest:
             raise ValueError(f"{name} is missing or not what was written")
 
 

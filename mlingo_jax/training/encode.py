@@ -7,7 +7,6 @@ import jax
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.mixture import clip_name
 from mlingo_jax.data.prepared import Prepared
-from mlingo_jax.data.stored import StoredAudio
 from mlingo_jax.features.encode import count_tokens
 from mlingo_jax.features.shards import DTYPES
 from mlingo_jax.processes import is_primary
@@ -33,10 +32,7 @@ def encode_collection(config: Config, dataset: str) -> str:
     prepared = Prepared(config.data.data_dir, dataset)
     clips = prepared.clips
     folder = cache_folder(config)
-    audio = {
-        clip_name(prepared.collection, clip): StoredAudio(prepared.collection, clip, clips.audio)
-        for clip, *_ in clips.lengths()
-    }
+    audio = {clip_name(prepared.collection, clip): clips.stored(clip) for clip, *_ in clips.lengths()}
     mesh = local_mesh()
     with jax.set_mesh(mesh):
         tower = load_encoder(config, mesh)

@@ -68,7 +68,7 @@ def _train(config: Config, workdir: Path, mesh: Mesh, setup: RunSetup) -> None:
     check_run(workdir, setup.run)
     if is_primary():
         write_run(workdir, config, setup.run)
-    saved = _restore(workdir)
+    saved = _restore(workdir, config.steps)
     first = saved.step if saved else 0
     examples, keep = config.batch_size * setup.row_examples, config.checkpoint
     with (
@@ -97,9 +97,13 @@ def _train(config: Config, workdir: Path, mesh: Mesh, setup: RunSetup) -> None:
         )
 
 
-def _restore(workdir: Path) -> CheckpointState | None:
-    """The last good checkpoint, the same on all processes."""
-    saved = restore(workdir, remove_damaged=is_primary())
+def _restore(workdir: Path, last: int) -> CheckpointState | None:
+    """The last good checkpoint of a run of so many steps, the same on all processes."""
+    saved = restore(workdir, set_aside=is_primary())
+    if saved and saved.step > last:
+        raise UserError(
+            f"{workdir}: its last checkpoint is after step {saved.step}, but config.steps is {last}; set it back"
+        )
     steps = all_gather(saved.step if saved else 0)
     if len(set(steps)) > 1:
         raise UserError(

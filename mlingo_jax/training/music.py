@@ -5,6 +5,7 @@ whose clips have all been encoded does not load the encoder at all.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from mlingo_jax.data.audio import AudioSettings
+from mlingo_jax.data.contents import digest_audio, file_state
 from mlingo_jax.data.examples import Examples
 from mlingo_jax.data.rows import Music
 from mlingo_jax.data.stored import Audio, duration
@@ -23,7 +25,7 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FINGERPRINT, FeatureCache, Fingerprint
 from mlingo_jax.features.crops import Crops
 from mlingo_jax.features.encode import SECONDS, AudioEncoder
-from mlingo_jax.features.fill import fill_cache
+from mlingo_jax.features.fill import fill_cache, find_encoded
 from mlingo_jax.features.sources import CachedFeatures, OnlineAudio
 from mlingo_jax.files import write_atomic
 from mlingo_jax.models.pooling import pooled_length
@@ -46,6 +48,7 @@ class RunMusic:
     identity: the encoder's; folder: where it is ("" if that is not known any more).
     tower: the encoder itself, if it is needed in the steps.
     unreadable: clips that could not be read, and why.
+    audio: a digest of the clips' audio; None if nobody knows it.
     """
 
     music: Music
@@ -55,6 +58,7 @@ class RunMusic:
     folder: str
     tower: Tower | None
     unreadable: dict[str, str]
+    audio: str | None
 
 
 def cache_folder(config: Config) -> Path:
@@ -76,7 +80,7 @@ def open_music(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> RunMus
     Raises:
         UserError: the encoder cannot be loaded or is not named; clips cannot be read; the cache is of another kind.
     """
-    return _encoded_in_step(config, mesh) if config.data.encode_in_step else _encoded_before(config, clips)
+    return _encoded_in_step(config, clips, mesh) if config.data.encode_in_step else _encoded_before(config, clips)
 
 
 def encode_clips(
@@ -163,7 +167,7 @@ def lasting(source: str) -> str:
     return str(path.resolve()) if path.exists() else source
 
 
-def _encoded_in_step(config: Config, mesh: Mesh) -> RunMusic:
+def _encoded_in_step(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> RunMusic:
     tower = load_encoder(config, mesh)
     frames_per_token, frames = config.mert.frames_per_token, tower.config.frames
     music = OnlineAudio(
@@ -174,14 +178,16 @@ def _encoded_in_step(config: Config, mesh: Mesh) -> RunMusic:
         crops=fixed_crops(config),
     )
     states = tower.config.states if config.adapter.layer_weights else None
-    return RunMusic(music, tower.config.embed_dim, states, tower.identity, lasting(config.mert.path), tower, {})
+    path = lasting(config.mert.path)
+    return RunMusic(music, tower.config.embed_dim, states, tower.identity, path, tower, {}, _prepared(clips))
 
 
 def _encoded_before(config: Config, clips: Mapping[str, Audio]) -> RunMusic:
     folder, unreadable = cache_folder(config), {}
     # The first process judges for all: where each has the encoder's files on a disk of its own, their times differ.
-    if broadcast(is_primary() and _is_complete(config, clips)):
-        cache = FeatureCache(folder)
+    complete, versions = broadcast(_find_complete(config, clips) if is_primary() else (False, {}))
+    if complete:
+        cache = FeatureCache(folder, versions)
     else:
         mesh = local_mesh()
         with jax.set_mesh(mesh):
@@ -190,17 +196,34 @@ def _encoded_before(config: Config, clips: Mapping[str, Audio]) -> RunMusic:
             cache, unreadable = encode_clips(config, clips, tower, mesh)
     if len(unreadable) == len(clips):
         raise UserError(f"{folder}: not one clip can be read: {named(unreadable.values())}")
-    music = CachedFeatures(cache, clips.keys() - unreadable.keys())
+    encoded = [clip for clip in clips if clip not in unreadable]
+    music = CachedFeatures(cache, encoded)
     states = music.shape[0] if config.adapter.layer_weights else None
     path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
-    return RunMusic(music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unreadable)
+    return RunMusic(
+        music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unreadable, cache.audio(encoded)
+    )
 
 
-def _is_complete(config: Config, clips: Mapping[str, Audio]) -> bool:
-    """Whether all clips are cached and of this run's kind, as far as that is seen without the encoder."""
+def _prepared(clips: Mapping[str, Audio]) -> str | None:
+    """A digest of the clips' audio; None unless all of it was prepared: files are not read for it before the steps."""
+    if any(isinstance(audio, Path) for audio in clips.values()):
+        return None
+    return hashlib.sha256("\n".join(map(digest_audio, clips.values())).encode()).hexdigest()
+
+
+def _find_complete(config: Config, clips: Mapping[str, Audio]) -> tuple[bool, dict[str, str]]:
+    """Whether the features of all clips, as their audio is now, are cached and of this run's kind, as far as that is
+    seen without the encoder; and which are meant (`find_encoded`).
+    """
     cache = encoded_clips(config)
-    if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips):
-        return False
+    if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips) or not _is_own(config, cache):
+        return False, {}
+    held, versions = find_encoded(clips, cache.folder)
+    return all(held), versions
+
+
+def _is_own(config: Config, cache: FeatureCache) -> bool:
     made = cache.fingerprint
     same = all(getattr(made, name) == value for name, value in encoding_settings(config).items())
     known = not config.mert.path or _remembered(cache.folder).get("files") == _files(config.mert.path)
@@ -215,14 +238,16 @@ def load_encoder(config: Config, mesh: Mesh) -> Tower:
 
 
 def _remembered(folder: Path) -> dict[str, Any]:
+    """What `_remember` wrote; to lose it, or to find something else there, costs loading the encoder once."""
     try:
-        return json.loads((folder / ENCODER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        memory = json.loads((folder / ENCODER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return memory if isinstance(memory, dict) and isinstance(memory.get("path", ""), str) else {}
 
 
 def _files(source: str) -> dict[str, list[int]]:
-    """Size and time of change of each of a tower's files: what tells, without reading them, that they are the same."""
+    """Size and times of each of a tower's files: what tells, without reading them, that they are the same."""
     folder = find(source)
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-    return {path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    return {path.relative_to(folder).as_posix(): list(file_state(path) or ()) for path in files}

@@ -1,10 +1,11 @@
 """What a run is: `config.json` (its settings) and `run.json` (what it was really made of). Another run is refused.
 
-run.json: mert and llm (folder or hub id, identity), the checksum of the adapter before the first step,
-frames_per_token, prompt, data (numbers, fingerprint), seed, versions, git commit, devices, and the compiler's flags of
-the environment.
+run.json: the run's id, mert and llm (folder or hub id, identity), the checksum of the adapter before the first step,
+frames_per_token, prompt, data (numbers, fingerprint, the audio's digest), seed, versions, git commit, devices, and the
+compiler's flags of the environment.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ import jax
 import mlingo_jax
 from mlingo_jax.data.prompt import PromptSettings
 from mlingo_jax.data.statistics import ExampleStatistics
-from mlingo_jax.differences import current_names, differences
+from mlingo_jax.differences import current_names, differences, flatten
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import read_json, write_atomic
 from mlingo_jax.flags import fields, to_json
@@ -33,6 +34,8 @@ PACKAGES += ("soundfile", "soxr")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # What a run must keep to be the same run; the rest of run.json is for the reader.
 ESSENTIAL = ("mert.identity", "llm.identity", "frames_per_token", "prompt", "data", "seed")
+# What runs from before it was written down do not have, nor those whose audio nobody has digested.
+MAY_BE_UNKNOWN = ("data.audio",)
 
 
 def prompt_settings(config: Config) -> PromptSettings:
@@ -43,17 +46,21 @@ def prompt_settings(config: Config) -> PromptSettings:
     )
 
 
-def describe_data(statistics: ExampleStatistics, train: int, length: int) -> dict[str, Any]:
-    """The numbers of examples, of which the first `train` are to train on, their fingerprint, and the rows' length."""
-    held_out = len(statistics.clip) - train
-    return {"train": train, "eval": held_out, "length": length, "fingerprint": statistics.fingerprint(train)}
+def describe_data(statistics: ExampleStatistics, train: int, length: int, audio: str | None) -> dict[str, Any]:
+    """The numbers of examples, of which the first `train` are to train on, their fingerprint, the rows' length, and the
+    digest of the clips' audio."""
+    numbers = {"train": train, "eval": len(statistics.clip) - train, "length": length}
+    return {**numbers, "fingerprint": statistics.fingerprint(train), "audio": audio}
 
 
 def describe_run(
     config: Config, mert: Mapping[str, Any], llm: Mapping[str, Any], adapter: str, data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`run.json` for a run with these towers ({"folder", "identity"} each), first adapter (a checksum) and data."""
-    return {
+    """`run.json` for a run with these towers ({"folder", "identity"} each), first adapter (a checksum) and data.
+
+    id: of the run, for its checkpoints: of the settings that make it, and of what it is made of.
+    """
+    made_of = {
         "mert": dict(mert),
         "llm": dict(llm),
         "adapter": adapter,
@@ -61,6 +68,10 @@ def describe_run(
         "prompt": prompt_settings(config).to_json(),
         "data": dict(data),
         "seed": config.seed,
+    }
+    return {
+        "id": _digest(_fixed(config), made_of),
+        **made_of,
         "versions": {
             "mlingo_jax": mlingo_jax.__version__,
             "python": platform.python_version(),
@@ -80,13 +91,17 @@ def check_config(config: Config) -> None:
         UserError: a setting differs that may not; names each with both values.
     """
     workdir = Path(config.workdir)
+    try:
+        config.workdir.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"config.workdir: {config.workdir!r} is not UTF-8; choose another one") from error
     if not is_run(workdir):
         return
     try:
         before = current_names(read_json(workdir / "config.json"))
     except UserError as error:
-        raise UserError(f"{error}; the run cannot be resumed, choose another workdir") from error
-    fixed = {f.name for f in fields(config) if not f.metadata.get("free") and not f.name.startswith("demo")}
+        raise UserError(f"{error}; put it back as it was, or choose another workdir") from error
+    fixed = _fixed(config)
     changed = differences(before, json.loads(to_json(config)))
     _refuse(workdir, {f"config.{name}": values for name, values in changed.items() if name in fixed})
 
@@ -115,8 +130,8 @@ def check_run(workdir: Path, run: Mapping[str, Any], parts: tuple[str, ...] = ES
     if not is_run(workdir):
         return
     changed = differences(read_run(workdir), run)
-    essential = [name for name in changed if name.startswith(parts) and not name.endswith("identity.name")]
-    _refuse(workdir, {name: changed[name] for name in essential})
+    essential = {n: v for n, v in changed.items() if n.startswith(parts) and not n.endswith("identity.name")}
+    _refuse(workdir, {n: v for n, v in essential.items() if n not in MAY_BE_UNKNOWN or None not in v})
 
 
 def changes_since(workdir: Path, run: Mapping[str, Any]) -> list[str]:
@@ -132,6 +147,20 @@ def write_run(workdir: Path, config: Config, run: Mapping[str, Any]) -> None:
     write_atomic(workdir / "config.json", [to_json(config)])
     if not is_run(workdir):
         write_atomic(workdir / RUN, [json.dumps(run, indent=2, ensure_ascii=False), "\n"])
+
+
+def _fixed(config: Config) -> dict[str, Any]:
+    """The settings that make a run the run that it is."""
+    values = dict(flatten(json.loads(to_json(config))))
+    return {
+        f.name: values[f.name] for f in fields(config) if not f.metadata.get("free") and not f.name.startswith("demo")
+    }
+
+
+def _digest(settings: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """Of what differs between two runs: neither the folders nor the names of its towers count."""
+    counted = {n: v for n, v in flatten(run) if not n.endswith((".folder", "identity.name"))}
+    return hashlib.sha256(json.dumps([settings, counted], sort_keys=True).encode()).hexdigest()
 
 
 def _refuse(workdir: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:

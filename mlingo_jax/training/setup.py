@@ -105,7 +105,7 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
         mert={"folder": music.folder, "identity": music.identity},
         llm={"folder": lasting(config.llm.path), "identity": llm.identity},
         adapter=weights_checksum(adapter),
-        data=describe_data(statistics, len(train), layout.length),
+        data=describe_data(statistics, len(train), layout.length, music.audio),
     )
 
     process, processes = reading_share(mesh)
