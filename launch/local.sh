@@ -5,7 +5,8 @@
 #   launch/local.sh 2 mlingo_jax.train --config=demo
 #
 # Process 0 has the terminal; the others' lines begin with their number. If one dies, the others get ten seconds to say
-# so, and are killed. Signals go to all. The exit status is that of the first process that failed.
+# so, and are killed. Signals go to all. If this launcher itself is killed (kill -9), all are told to stop, and killed
+# after 30 seconds. The exit status is that of the first process that failed.
 set -euo pipefail
 
 dry_run=false
@@ -40,6 +41,23 @@ if ! $dry_run; then
   port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
 fi
 
+# Reads the processes' ids. The pipe ends when the launcher does, however it ends: nobody else holds it.
+watch() {
+  trap '' INT TERM USR1 HUP
+  local pids=() pid
+  while read -r pid; do
+    [[ $pid != ended ]] || return 0
+    pids+=("$pid")
+  done
+  kill -TERM "${pids[@]}" || true
+  for ((i = 0; i < 30; i++)); do
+    sleep 1
+    kill -0 "${pids[@]}" || return 0
+  done
+  kill -KILL "${pids[@]}" || true
+}
+$dry_run || exec 9> >(watch > /dev/null 2>&1)
+
 pids=()
 # Each in a process group of its own: Ctrl-C comes here, and from here to all.
 set -m
@@ -51,12 +69,13 @@ for ((i = 0; i < processes; i++)); do
     printf '%q ' "${command[@]}"
     echo
   elif ((i == 0)); then
-    "${command[@]}" &
+    "${command[@]}" 9>&- &
     pids+=($!)
   else
-    "${command[@]}" > >(sed -u "s/^/[$i] /" >&2) 2>&1 &
+    "${command[@]}" > >(sed -u "s/^/[$i] /" >&2 9>&-) 2>&1 9>&- &
     pids+=($!)
   fi
+  $dry_run || echo "${pids[i]}" >&9
 done
 $dry_run && exit
 
@@ -81,7 +100,10 @@ while true; do
       ((status > 0)) || status=$ended
     fi
   done
-  ((${#left[@]} > 0)) || exit "$status"
+  if ((${#left[@]} == 0)); then
+    echo ended >&9
+    exit "$status"
+  fi
   if ((status > 0 && grace-- == 0)); then
     echo "$0: ending the other processes" >&3
     kill -KILL "${left[@]}" || true

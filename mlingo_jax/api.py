@@ -35,6 +35,7 @@ from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import embed_rows, token_log_probs
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.training.checkpoint import read_run
+from mlingo_jax.training.run import require_towers
 from mlingo_jax.weights.folders import run_of
 from mlingo_jax.weights.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.wording import counted
@@ -257,9 +258,10 @@ def load(
         implementation's 325.
 
     Raises:
-        UserError: a folder, file or weight is missing or broken, or the three do not fit one another.
+        UserError: a folder, file or weight is missing or broken, the three do not fit one another, or the adapter is
+            a run's and the towers are not those that it was trained with.
     """
-    params = None if adapter is None else load_adapter(adapter)
+    params, run = None if adapter is None else load_adapter(adapter), None
     if adapter is not None and run_of(adapter):
         run = read_run(adapter)
         mert, llm = mert or run["mert"]["folder"], llm or run["llm"]["folder"]
@@ -275,6 +277,8 @@ def load(
         )
     tower = load_tower(mert, kind="mert", dtype=dtype, mesh=mesh)
     language = load_tower(llm, kind="llama", dtype=dtype, quantization=quantization or "none", mesh=mesh)
+    if adapter is not None and run is not None:
+        require_towers(adapter, run, mert=encoder.identity, llm=language.identity)
     per_layer = params is not None and "layer_weights" in params
     graph, params = fit_adapter(
         params,

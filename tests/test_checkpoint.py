@@ -12,7 +12,7 @@ import pytest
 
 from mlingo_jax.errors import UserError
 from mlingo_jax.training import checkpoint
-from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState, is_run, load_run_adapter, restore
+from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState, is_run, load_run_adapter, restore, set_aside
 from mlingo_jax.weights.folders import Found, identify
 
 RUN = {"id": "r1", "seed": 1}
@@ -151,7 +151,8 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(run, damage):
     assert kept(run) == ["20", "30"]
     before = files(run / "checkpoints" / "30")
     with pytest.warns(UserWarning, match="passed over"):
-        assert_is(restore(run, set_aside=True), 20)
+        assert_is(restore(run), 20)
+    set_aside(run, after=20)
     assert kept(run) == ["20", "30.aside"]
     # What may still be had of it stays, whatever comes after.
     assert files(run / "checkpoints" / "30.aside") == before
@@ -159,9 +160,8 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(run, damage):
         checkpoints.save(make(30), TOWERS)
     assert_is(restore(run), 30)
     damage(run / "checkpoints" / "30")
-    with pytest.warns(UserWarning, match="passed over"):
-        restore(run, set_aside=True)
-    assert kept(run) == ["20", "30.aside", "30.aside-2"]
+    set_aside(run, after=20)
+    assert kept(run) == ["20", "30.aside", "30.aside2"]
 
 
 def test_if_none_is_good_none_is_removed_nor_advised_to_be(run):
@@ -171,7 +171,7 @@ def test_if_none_is_good_none_is_removed_nor_advised_to_be(run):
         pytest.warns(UserWarning, match="passed over"),
         pytest.raises(UserError, match=r"none of the checkpoints is good \(30: .*; 20: .*\); they stay") as error,
     ):
-        restore(run, set_aside=True)
+        restore(run)
     assert kept(run) == ["20", "30"]
     assert not any(word in str(error.value) for word in ("remove", "delete"))
 
@@ -277,7 +277,7 @@ def test_checkpoints_without_a_run_are_refused(run):
             ask(run)
 
 
-@pytest.mark.parametrize("text", ["[]", "12", "null", "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("text", ["[]", "12", "null", "[" * 100_000, "\x00"], ids=range(5))
 def test_a_run_json_that_is_none_is_one_line(run, text):
     (run / "run.json").write_text(text)
     with pytest.raises(UserError, match=r"run\.json: (not JSON|expected an object)") as error:

@@ -70,7 +70,7 @@ def test_identities_tell_models_apart(llm: Path, tmp_path: Path):
         "config": load_tower(tiny_llama(tmp_path / "b/llm", rms_norm_eps=1e-5), kind="llama", dtype="float32").identity,
     }
     for field, other in others.items():
-        assert {name for name in identity if identity[name] != other[name]} == {field}
+        assert {name for name in identity if identity[name] != other[name]} - {"rounded"} == {field}
 
 
 def test_checksums_tell_what_changed():

@@ -86,6 +86,37 @@ def test_local_ends_with_the_status_of_the_first_that_failed(tmp_path):
     assert process.returncode == 143
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=lambda number: number.name)
+def test_the_processes_of_local_end_when_it_is_killed(tmp_path, number):
+    (tmp_path / "child.py").write_text(
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "place = Path(sys.argv[1], os.environ['JAX_PROCESS_ID'])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (place.write_text('saved'), sys.exit(143)))\n"
+        "place.write_text(str(os.getpid()))\n"
+        "print('here', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)}
+    positions = [tmp_path / str(number) for number in range(2)]
+    command = [LAUNCH / "local.sh", "2", "child", tmp_path]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        deadline = time.monotonic() + 20
+        while not all(place.exists() and place.read_text().isdecimal() for place in positions):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        pids = [int(place.read_text()) for place in positions]
+        process.send_signal(number)
+        while any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.wait()
+    # Told to stop, not killed at once: a run saves.
+    assert [place.read_text() for place in positions] == ["saved", "saved"]
+
+
 def test_slurm_starts_a_process_for_each_gpu():
     done = run(LAUNCH / "slurm.sbatch", "--dry_run", "mlingo_jax.train", "--config=pretrain")
     assert shlex.split(done.stdout)[0] == "srun"

@@ -64,7 +64,7 @@ def test_a_run_leaves_its_folder(finished, corpus):
     assert json.loads((workdir / "config.json").read_text())["optim"]["lr"] == 0.02
     run = json.loads((workdir / "run.json").read_text())
     assert run["llm"]["folder"] == str(corpus / "llm")
-    assert set(run["mert"]["identity"]) == {"name", "config", "weights", "dtype"}
+    assert set(run["mert"]["identity"]) == {"name", "config", "weights", "dtype", "rounded"}
     assert run["data"]["train"] == 9
     assert run["data"]["eval"] == 3
     assert run["frames_per_token"] == WINDOW

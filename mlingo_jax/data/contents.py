@@ -2,7 +2,7 @@
 
 A digest is the first half of the SHA-256 of an encoded file's bytes, 32 hexadecimal digits. A file is read for it only
 where that is needed: one that has the size and the times (of its data and of its inode) that it had when it was last
-read has not changed. So a million files cost a million `stat`s (about 4 s on a local disk), not 400 GB of reading.
+read has not changed. So a million files cost a million `stat`s (16 us each), not 400 GB of reading.
 
 Axes: N files.
 """

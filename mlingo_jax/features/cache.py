@@ -31,6 +31,8 @@ from mlingo_jax.features.crops import Crops
 from mlingo_jax.features.shards import DTYPES, Features, Shard, read_shard, shard_paths
 
 FINGERPRINT = "fingerprint.json"
+# Of an encoder's identity: what it is called, and what follows from its weights.
+NO_DIFFERENCE = ("name", "rounded")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +87,15 @@ class Fingerprint:
     @property
     def kind(self) -> str:
         """A digest of all that changes the features by more than rounding."""
-        ignored = ("device", "versions", "encoder.name")
+        ignored = ("device", "versions", *(f"encoder.{name}" for name in NO_DIFFERENCE))
         values = {name: value for name, value in flatten(dataclasses.asdict(self)) if not name.startswith(ignored)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: "Fingerprint", *, ignore: Collection[str] = ()) -> list[str]:
         """What differs, as "field: mine and theirs"; an encoder's name is no difference, its checksums are."""
         changed = differences(dataclasses.asdict(self), dataclasses.asdict(other))
-        kept = [name for name in changed if name.split(".")[0] not in ignore and name != "encoder.name"]
+        ignored = {f"encoder.{name}" for name in NO_DIFFERENCE}
+        kept = [name for name in changed if name.split(".")[0] not in ignore and name not in ignored]
         return [f"{name}: {changed[name][0]!r} and {changed[name][1]!r}" for name in kept]
 
 

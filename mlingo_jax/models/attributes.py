@@ -9,6 +9,13 @@ from mlingo_jax.errors import UserError
 
 Value = TypeVar("Value")
 
+# No model that there is comes near to these. A file may claim anything, and what follows from it takes time and memory
+# before its weights show that it is not so.
+MOST = 1 << 24
+MOST_LAYERS = 1 << 12
+_MOST_NUMBER = 1e30
+_SHOWN = 80
+
 
 class Attributes:
     """The attributes of a config.json, read one by one, each with its check; `finish` refuses what nobody read.
@@ -37,24 +44,26 @@ class Attributes:
         return self._take(name, lambda v: isinstance(v, bool), "true or false")
 
     def number(self, name: str, *, least: float = 0.0) -> float:
-        """A number, not below `least`."""
-        return float(self._take(name, lambda v: _is_number(v, int | float, least), f"a number, at least {least}"))
+        """A finite number, not below `least`."""
+        expected = f"a number, at least {least}"
+        return float(self._take(name, lambda v: _is_number(v, int | float, least, _MOST_NUMBER), expected))
 
-    def count(self, name: str, *, least: int = 1) -> int:
-        """An integer, not below `least`."""
-        return self._take(name, lambda v: _is_number(v, int, least), f"an integer, at least {least}")
+    def count(self, name: str, *, least: int = 1, most: int = MOST) -> int:
+        """An integer from `least` to `most`."""
+        return self._take(name, lambda v: _is_number(v, int, least, most), f"an integer from {least} to {most}")
 
     def counts(self, name: str) -> tuple[int, ...]:
-        """A list of positive integers, not empty."""
+        """A list of positive integers, not empty, no longer than a model has layers."""
 
         def is_right(value: Any) -> bool:
-            return isinstance(value, list | tuple) and len(value) > 0 and all(_is_number(n, int, 1) for n in value)
+            is_list = isinstance(value, list | tuple) and 0 < len(value) <= MOST_LAYERS
+            return is_list and all(_is_number(n, int, 1, MOST) for n in value)
 
-        return tuple(self._take(name, is_right, "a list of positive integers"))
+        return tuple(self._take(name, is_right, f"a list of integers from 1 to {MOST}"))
 
     def refuse(self, name: str, expected: str) -> NoReturn:
         """Raises UserError: this attribute should have been something else."""
-        found = f"{name} is {self.values[name]!r}" if name in self.values else f"{name} is missing"
+        found = f"{name} is {_shown(self.values[name])}" if name in self.values else f"{name} is missing"
         raise UserError(f"{self.source}: {found}; this model can only be built where it is {expected}")
 
     def finish(self, harmless: Iterable[str]) -> None:
@@ -63,7 +72,7 @@ class Attributes:
         for name, value in self.values.items():
             if name not in self.seen and not any(fnmatchcase(name, pattern) for pattern in harmless):
                 raise UserError(
-                    f"{self.source}: {name} is {value!r}, an attribute unknown here; "
+                    f"{self.source}: {name} is {_shown(value)}, an attribute unknown here; "
                     "take it out of the file only if it does not change what the model computes"
                 )
 
@@ -72,5 +81,10 @@ class Attributes:
         return value if name in self.values and is_right(value) else self.refuse(name, expected)
 
 
-def _is_number(value: Any, kind: type | UnionType, least: int | float) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and value >= least
+def _is_number(value: Any, kind: type | UnionType, least: int | float, most: int | float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

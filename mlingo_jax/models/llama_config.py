@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from mlingo_jax.models.attributes import Attributes
+from mlingo_jax.models.attributes import MOST_LAYERS, Attributes
 from mlingo_jax.models.layers import ACTIVATIONS
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-LAYER_TYPES = {"full_attention", "sliding_attention"}
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 # Attributes that would change the computation in a way not built here, and the value that switches each off. The biases
 # and the window are read where the family has them.
@@ -111,7 +111,7 @@ class LlamaConfig:
             attributes.values.setdefault("num_key_value_heads", heads)
         if family != "qwen3" and embed_dim % heads == 0:
             attributes.values.setdefault("head_dim", embed_dim // heads)
-        layers = attributes.count("num_hidden_layers")
+        layers = attributes.count("num_hidden_layers", most=MOST_LAYERS)
         bias = family in ("llama", "qwen3") and attributes.flag("attention_bias")
         theta, scaling = _read_rope(attributes)
         config = cls(
@@ -185,8 +185,8 @@ def _read_windows(attributes: Attributes, family: str, layers: int, *, stated: b
     if kinds is None:
         first = layers if window is None else attributes.count("max_window_layers", least=0)
         kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= LAYER_TYPES:
-        attributes.refuse("layer_types", f"a list of {layers}, each {' or '.join(sorted(LAYER_TYPES))}")
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in LAYER_TYPES for kind in kinds):
+        attributes.refuse("layer_types", f"a list of {layers}, each {' or '.join(LAYER_TYPES)}")
     if "sliding_attention" in kinds and window is None:
         attributes.refuse("use_sliding_window", "true, since layer_types has sliding_attention")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

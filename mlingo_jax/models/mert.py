@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from mlingo_jax.models.attention import Segments, attend
-from mlingo_jax.models.attributes import Attributes
+from mlingo_jax.models.attributes import MOST_LAYERS, Attributes
 from mlingo_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, normal, parameter
 from mlingo_jax.models.partition import constrain, gather_params, used
 from mlingo_jax.models.pooling import pool_frames, valid_frames
@@ -94,7 +94,7 @@ class MertConfig:
         config = cls(
             embed_dim=attributes.count("hidden_size"),
             mlp_dim=attributes.count("intermediate_size"),
-            num_layers=attributes.count("num_hidden_layers"),
+            num_layers=attributes.count("num_hidden_layers", most=MOST_LAYERS),
             num_heads=attributes.count("num_attention_heads"),
             eps=attributes.number("layer_norm_eps"),
             activation=attributes.only("hidden_act", *ACTIVATIONS),

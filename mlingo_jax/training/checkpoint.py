@@ -9,6 +9,7 @@ good once. What is not good any more is put aside, never removed.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -30,7 +31,7 @@ from orbax.checkpoint import v1 as ocp
 from mlingo_jax.differences import current_names
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import write_atomic
-from mlingo_jax.processes import is_primary
+from mlingo_jax.processes import barrier, is_primary
 from mlingo_jax.weights.folders import CHECKPOINTS, RUN, run_of
 
 SUMS = "SHA256SUMS"
@@ -58,7 +59,7 @@ class Checkpoints:
     """Writes the checkpoints of a run, in the background. A context manager; the run has its `run.json` already.
 
     The newest `keep` are kept, and the `best` with the lowest of `losses`: the held-out loss after a step, for whoever
-    evaluates to fill in. Of several processes the first one writes, for all.
+    evaluates to fill in. Of several processes all save; the first one writes, and reads back.
 
     A checkpoint that cannot be written (a full disk), or is read back as something else, leaves those before it as they
     are and raises `UserError`: here, or at the next save, or at the end of the context.
@@ -70,9 +71,15 @@ class Checkpoints:
         self._keep, self._best, self._losses = keep, best, losses
         self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[int, Future[None]] | None = None
-        if is_primary():
-            self._folder.mkdir(exist_ok=True)
-        # Left by a kill; the second is Orbax's own.
+        self._folder.mkdir(exist_ok=True)
+        self._exit = contextlib.ExitStack()
+        if jax.process_count() > 1 and escape(str(self._folder)) != str(self._folder):
+            raise UserError(
+                f"{workdir}: several processes cannot save into a folder whose path has [, ], * or ? in it; choose "
+                "another --config.workdir"
+            )
+        self._orbax = self._exit.enter_context(_plain(self._folder))
+        # Left by a kill; the second is of an earlier version.
         for name in (f"*{_UNFINISHED}*", "*.orbax-checkpoint-tmp*") if is_primary() else ():
             for unfinished in self._folder.glob(name):
                 shutil.rmtree(unfinished)
@@ -80,15 +87,39 @@ class Checkpoints:
     def save(self, saved: CheckpointState, towers: Mapping[str, Any]) -> None:
         """Starts writing a checkpoint. The arrays must not change afterwards. towers: their identity."""
         self.wait()
-        if is_primary():
-            self._check_space(saved)
-            self._pending = saved.step, self._thread.submit(self._write, saved, dict(towers))
+        self._check_space(saved)
+        metadata: dict[str, Any] = {name: getattr(saved, name) for name in ("data", "watch", "unreadable")}
+        metadata |= {"towers": dict(towers), "run": self._run, "step": saved.step}
+        # Begun here and not in the thread: the processes compare their paths by a collective.
+        response = ocp.save_checkpointables_async(
+            str(self._orbax / self._unfinished(saved.step).name),
+            {"adapter": saved.adapter, "optimizer": saved.optimizer},
+            custom_metadata=metadata,
+            overwrite=True,
+        )
+        self._pending = saved.step, self._thread.submit(self._finish, response, saved)
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written."""
+        """Waits for the checkpoint that is being written; all processes must call it."""
+        step = self._join()
+        if step is None or jax.process_count() == 1:
+            return
+        barrier("the checkpoint is whole")
+        if not is_primary():
+            # Also since Orbax counts what each process does, and saves only where all have done the same.
+            try:
+                _read(self._folder / str(step), self._run, step)
+            except Exception as error:
+                raise UserError(
+                    f"{self._folder / str(step)}: process {jax.process_index()} does not find there what process 0 has "
+                    f"saved ({_reason(error)}); the workdir must be one folder that all of them share"
+                ) from error
+
+    def _join(self) -> int | None:
+        """Waits for this process's part of it; the step that it is of."""
         pending, self._pending = self._pending, None
         if pending is None:
-            return
+            return None
         try:
             pending[1].result()
         except Exception as error:
@@ -96,27 +127,31 @@ class Checkpoints:
             code = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error))
             reason = os.strerror(int(code[1] or code[2])) if code else f"{error}".partition("\n")[0]
             raise UserError(self._failure(pending[0], reason)) from error
+        return pending[0]
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self.wait()
+            self._join()
         except UserError:
             # What ended the run matters more than that its last checkpoint failed as well.
             if kind is None:
                 raise
         finally:
             self._thread.shutdown()
+            self._exit.close()
 
-    def _write(self, saved: CheckpointState, towers: dict[str, Any]) -> None:
-        unfinished, place = self._folder / f"{saved.step}{_UNFINISHED}", self._folder / str(saved.step)
-        metadata: dict[str, Any] = {name: getattr(saved, name) for name in ("data", "watch", "unreadable")}
-        metadata |= {"towers": towers, "run": self._run, "step": saved.step}
-        items = {"adapter": saved.adapter, "optimizer": saved.optimizer}
-        with _orbax(unfinished) as path:
-            ocp.save_checkpointables(str(path), items, custom_metadata=metadata, overwrite=True)
+    def _unfinished(self, step: int) -> Path:
+        return self._folder / f"{step}{_UNFINISHED}"
+
+    def _finish(self, response: Any, saved: CheckpointState) -> None:
+        # Any: Orbax's AsyncResponse is a protocol that cannot be checked at run time.
+        response.result()
+        if not is_primary():
+            return
+        unfinished, place = self._unfinished(saved.step), self._folder / str(saved.step)
         _write_sums(unfinished)
         _require_same(_read(unfinished, self._run, saved.step), saved)
         if place.exists():
@@ -202,10 +237,8 @@ def load_run_adapter(source: str | Path) -> tuple[dict[str, Any], dict[str, Any]
         raise UserError(f"{source}: not a good checkpoint ({_reason(error)}); name another one, or the run") from error
 
 
-def restore(workdir: str | Path, *, set_aside: bool = False) -> CheckpointState | None:
-    """The last good checkpoint, or None if there never was one.
-
-    Warns of those that are damaged, or another run's, and puts them aside (under another name) if asked to.
+def restore(workdir: str | Path) -> CheckpointState | None:
+    """The last good checkpoint, or None if there never was one. Warns of those that are damaged, or another run's.
 
     Raises:
         UserError: there are checkpoints and none of them is good, or nothing says of which run they are.
@@ -221,8 +254,6 @@ def restore(workdir: str | Path, *, set_aside: bool = False) -> CheckpointState 
             passed[step] = _reason(error)
             warnings.warn(f"{folder / str(step)}: passed over ({passed[step]}), trying the one before", stacklevel=2)
             continue
-        for bad in passed if set_aside else ():
-            _set_aside(folder / str(bad))
         return saved
     if passed:
         reasons = "; ".join(f"{step}: {reason}" for step, reason in passed.items())
@@ -233,14 +264,16 @@ def restore(workdir: str | Path, *, set_aside: bool = False) -> CheckpointState 
     return None
 
 
-def _set_aside(folder: Path) -> None:
-    """Renames a checkpoint to what is none: it may be wanted for what can still be read of it."""
-    aside = folder.with_name(f"{folder.name}{_ASIDE}")
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = folder.with_name(f"{folder.name}{_ASIDE}-{number}")
-    os.rename(folder, aside)
+def set_aside(workdir: str | Path, *, after: int) -> None:
+    """Renames the checkpoints of later steps, which were passed over, to what is none.
+
+    They may be wanted for what can still be read of them.
+    """
+    folder = Path(workdir) / CHECKPOINTS
+    for step in _steps(folder):
+        if step > after:
+            names = (f"{step}{_ASIDE}{number}" for number in itertools.chain([""], itertools.count(2)))
+            os.rename(folder / str(step), next(place for name in names if not (place := folder / name).exists()))
 
 
 def _steps(folder: Path) -> list[int]:
@@ -251,28 +284,38 @@ def _steps(folder: Path) -> list[int]:
 def _read(folder: Path, run: str | None, step: int) -> CheckpointState:
     """Reads the checkpoint of this run and step. Raises many kinds of errors if it is not good."""
     _check_sums(folder)
-    with _orbax(folder) as path:
-        items = ocp.load_checkpointables(str(path))
+    with _alone(), _plain(folder) as path:
         metadata = ocp.checkpointables_metadata(str(path)).custom_metadata
-    states: dict[str, Any] = current_names(metadata) if isinstance(metadata, dict) else {}
-    if not isinstance(states.get("data"), dict):
-        raise ValueError("its metadata cannot be read")
-    # Neither stands in checkpoints from before runs had an identity.
-    if states.get("run") != run:
-        raise ValueError(f"it is of another run, {states.get('run')}, not of {run}")
-    if states.get("step", step) != step:
-        raise ValueError(f"it is the checkpoint of step {states['step']}")
+        states: dict[str, Any] = current_names(metadata) if isinstance(metadata, dict) else {}
+        if not isinstance(states.get("data"), dict):
+            raise ValueError("its metadata cannot be read")
+        # Neither stands in checkpoints from before runs had an identity.
+        if states.get("run") != run:
+            raise ValueError(f"it is of another run, {states.get('run')}, not of {run}")
+        if states.get("step", step) != step:
+            raise ValueError(f"it is the checkpoint of step {states['step']}")
+        items = ocp.load_checkpointables(str(path))
     watch, unreadable = states.get("watch", {}), states.get("unreadable", [])
     adapter, optimizer = current_names(items["adapter"]), current_names(items["optimizer"])
     return CheckpointState(step, adapter, optimizer, states["data"], watch, unreadable)
 
 
 @contextlib.contextmanager
-def _orbax(folder: Path) -> Iterator[Path]:
-    """Where Orbax finds this folder, for this process alone: else it waits for all to do the same at the same time.
+def _plain(folder: Path) -> Iterator[Path]:
+    """A path of this folder that Orbax can use: it globs paths without escaping them, so that it would not find what
+    it has written where they look like a pattern; such a folder is reached by a link."""
+    if escape(str(folder)) == str(folder):
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            link = Path(temporary) / CHECKPOINTS
+            link.symlink_to(folder)
+            yield link
 
-    It globs the paths that it reads without escaping them: what looks like a pattern is reached by a link.
-    """
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Orbax reads for this process alone: else it waits for all to read at the same time."""
     process = jax.process_index()
     own = ocp.Context()
     own.multiprocessing.primary_host, own.multiprocessing.active_processes = process, {process}
@@ -282,13 +325,7 @@ def _orbax(folder: Path) -> Iterator[Path]:
     asyncio.setLevel(logging.CRITICAL + 1)
     try:
         with own:
-            if escape(str(folder)) == str(folder):
-                yield folder
-            else:
-                with tempfile.TemporaryDirectory() as plain:
-                    link = Path(plain) / CHECKPOINTS
-                    link.symlink_to(folder.parent)
-                    yield link / folder.name
+            yield
     finally:
         asyncio.setLevel(level)
 

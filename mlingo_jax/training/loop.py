@@ -21,9 +21,9 @@ from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.unreadable import Unreadable, named
 from mlingo_jax.errors import Stopped, UserError
 from mlingo_jax.files import exclusive_lock
-from mlingo_jax.processes import all_gather, barrier, is_primary
+from mlingo_jax.processes import all_gather, is_primary
 from mlingo_jax.settings import Config
-from mlingo_jax.training.checkpoint import CHECKPOINTS, Checkpoints, CheckpointState, restore, to_host
+from mlingo_jax.training.checkpoint import CHECKPOINTS, Checkpoints, CheckpointState, restore, set_aside, to_host
 from mlingo_jax.training.loss_monitor import LossMonitor
 from mlingo_jax.training.optim import named_opt_state, with_opt_state
 from mlingo_jax.training.plot import plot_losses
@@ -99,7 +99,7 @@ def _train(config: Config, workdir: Path, mesh: Mesh, setup: RunSetup) -> None:
 
 def _restore(workdir: Path, last: int) -> CheckpointState | None:
     """The last good checkpoint of a run of so many steps, the same on all processes."""
-    saved = restore(workdir, set_aside=is_primary())
+    saved = restore(workdir)
     if saved and saved.step > last:
         raise UserError(
             f"{workdir}: its last checkpoint is after step {saved.step}, but config.steps is {last}; set it back"
@@ -110,6 +110,9 @@ def _restore(workdir: Path, last: int) -> CheckpointState | None:
             f"{workdir}: the processes find its last checkpoint after different steps: {', '.join(map(str, steps))}; "
             "it must be one folder that all of them share"
         )
+    # Not before all have read them.
+    if saved and is_primary():
+        set_aside(workdir, after=saved.step)
     return saved
 
 
@@ -183,8 +186,6 @@ class Loop:
                 self._save(step, state, batches)
             if asked:
                 self._checkpoints.wait()
-                # The first process has the last word on it; if another one ended before, that would end the first.
-                barrier("the checkpoint is whole")
                 raise Stopped(
                     f"{config.workdir}: stopped by {asked.name} and saved after step {step} of {config.steps}; "
                     "the same command resumes from there",

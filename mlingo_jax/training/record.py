@@ -16,6 +16,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from mlingo_jax.errors import UserError
 from mlingo_jax.files import write_atomic
 from mlingo_jax.processes import broadcast, is_primary
 
@@ -83,13 +84,31 @@ class Record:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """A run's records in order; a last line that was cut off by a kill is left out."""
+    """A run's records in order; a last line that was cut off by a kill is left out.
+
+    Raises:
+        UserError: another line is not a record, so that what comes after it may not be its run's.
+    """
     path = Path(workdir) / FILE
-    records = []
     # Bytes: the cut may go through a letter, and a clip's name may hold what Python takes for the end of a line.
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    records = [_read_record(line) for line in lines]
+    if records[-1] is None:
+        records.pop()
+    if None in records:
+        raise UserError(
+            f"{path}:{records.index(None) + 1}: not a record of a step; put the file back as it was, or take it out"
+        )
+    return [record for record in records if record is not None]
+
+
+def _read_record(line: bytes) -> dict[str, Any] | None:
+    """A line's record; None if it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    numbers = [record[name] for name in ("loss", "eval_loss") if name in record]
+    return record if all(n is None or type(n) in (int, float) for n in numbers) else None

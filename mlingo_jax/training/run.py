@@ -35,7 +35,7 @@ FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # What a run must keep to be the same run; the rest of run.json is for the reader.
 ESSENTIAL = ("mert.identity", "llm.identity", "frames_per_token", "prompt", "data", "seed")
 # What runs from before it was written down do not have, nor those whose audio nobody has digested.
-MAY_BE_UNKNOWN = ("data.audio",)
+MAY_BE_UNKNOWN = ("data.audio", "mert.identity.rounded", "llm.identity.rounded")
 
 
 def prompt_settings(config: Config) -> PromptSettings:
@@ -132,6 +132,37 @@ def check_run(workdir: Path, run: Mapping[str, Any], parts: tuple[str, ...] = ES
     changed = differences(read_run(workdir), run)
     essential = {n: v for n, v in changed.items() if n.startswith(parts) and not n.endswith("identity.name")}
     _refuse(workdir, {n: v for n, v in essential.items() if n not in MAY_BE_UNKNOWN or None not in v})
+
+
+def require_towers(source: str | Path, run: Mapping[str, Any], **towers: Mapping[str, str]) -> None:
+    """Refuses towers (the identities of mert and llm) that are not those between which a run trained its adapter.
+
+    Towers of other dtypes are compared in bfloat16. Where that cannot be (one of them is quantised, or of a run in
+    float32 from before its rounded checksum was kept) their configs are.
+
+    Raises:
+        UserError: names the tower, and what to do.
+    """
+    for part, found in towers.items():
+        expected = run.get(part, {}).get("identity", {})
+        same = [expected.get(name) == found.get(name) for name in ("dtype", "quantization")]
+        before, now = (expected.get("weights"), found.get("weights")) if all(same) else map(_rounded, (expected, found))
+        if not before or not now:
+            before, now = expected.get("config"), found.get("config")
+        if before != now:
+            what = {"mert": "encoder", "llm": "language model"}[part]
+            raise UserError(
+                f"{source}: was trained with another {what}, {expected.get('name')} ({str(before)[:16]}), than "
+                f"{found.get('name')} ({str(now)[:16]}); name that one, or take the adapter out of its run, with "
+                f"`python -m conversion.to_pytorch {source} adapter.pth`, to use it with any that fits"
+            )
+
+
+def _rounded(identity: Mapping[str, str]) -> str | None:
+    """A tower's checksum in bfloat16; None if it is not known."""
+    if identity.get("quantization", "none") != "none":
+        return None
+    return identity.get("weights") if identity.get("dtype") == "bfloat16" else identity.get("rounded")
 
 
 def changes_since(workdir: Path, run: Mapping[str, Any]) -> list[str]:

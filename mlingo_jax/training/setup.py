@@ -23,13 +23,15 @@ from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.settings import Config
+from mlingo_jax.training.checkpoint import read_run
 from mlingo_jax.training.examples import lay_out, read_examples, reading_threads, train_batches
 from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, most_seconds, open_music
 from mlingo_jax.training.optim import Params
-from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
+from mlingo_jax.training.run import describe_data, describe_run, prompt_settings, require_towers
 from mlingo_jax.training.sharding import check_batch, reading_share
 from mlingo_jax.training.step import Networks
 from mlingo_jax.weights.checksum import weights_checksum
+from mlingo_jax.weights.folders import run_of
 from mlingo_jax.weights.load import Tower, fit_adapter, load_adapter, load_tower, open_with_files
 from mlingo_jax.wording import counted
 
@@ -156,6 +158,8 @@ def overview(setup: RunSetup) -> list[str]:
 def _make_adapter(config: Config, music: RunMusic, llm: Tower) -> tuple[nnx.GraphDef[Adapter], Params]:
     """The adapter's static half and its first parameters: drawn from the seed, or those of `config.adapter.start`."""
     start = config.adapter.start
+    if start and run_of(start):
+        require_towers(start, read_run(start), mert=music.identity, llm=llm.identity)
     return fit_adapter(
         load_adapter(start) if start else None,
         features=music.embed_dim,

@@ -61,8 +61,10 @@ def identify(source: Path) -> Found:
     if not config.is_file():
         raise UserError(f"{source}: no config.json, so it is no Hugging Face or converted model, and no training run")
     model_type = read_json(config).get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise UserError(f"{config}: model_type is {model_type!r}, expected one of {', '.join(sorted(MODEL_TYPES))}")
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+        raise UserError(
+            f"{config}: model_type is {str(model_type)[:80]!r}, expected one of {', '.join(sorted(MODEL_TYPES))}"
+        )
     return Found(MODEL_TYPES[model_type], "torch")
 
 
@@ -80,7 +82,7 @@ def run_of(source: str | Path) -> Path | None:
 def _read_kind(folder: Path) -> Kind:
     record = read_json(folder / RECORD)
     kinds: dict[str, Kind] = {"mert": "mert", "llama": "llama", "adapter": "adapter", "musilingo": "musilingo"}
-    if record.get("format") != FORMAT or record.get("kind") not in kinds:
+    if record.get("format") != FORMAT or record.get("kind") not in list(kinds):
         found = f"kind {record.get('kind')!r} in format {record.get('format')!r}"
         raise UserError(f"{folder / RECORD}: {found}, expected format {FORMAT}; convert the model again")
     return kinds[record["kind"]]

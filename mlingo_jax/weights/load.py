@@ -25,6 +25,9 @@ from mlingo_jax.weights.keymap import Parameter, parameters
 from mlingo_jax.weights.tensors import Tensor
 from mlingo_jax.weights.towers import OpenTower, TowerName, open_tower
 
+ROUNDED = jnp.bfloat16
+"""The dtype in which towers of different dtypes are compared."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
@@ -37,8 +40,8 @@ class Tower:
         graphdef: the static half of the network; `nnx.merge(graphdef, nnx.State(params))` is the network.
         params: nested dict of arrays.
         identity: name, config (SHA-256), weights (checksum, see `mlingo_jax.weights.checksum`), dtype, and of a
-        language model
-            quantization, for checkpoints.
+            language model quantization, for checkpoints; of float32, rounded: the checksum that it would have in
+            bfloat16.
     """
 
     kind: TowerName
@@ -85,6 +88,7 @@ def load_tower(
         "weights": weights_checksum(params),
         "dtype": dtype.name,
         **({"quantization": quantization} if kind == "llama" else {}),
+        **({} if dtype == ROUNDED or integer else {"rounded": weights_checksum(params, ROUNDED)}),
     }
     return Tower(kind, files, tower.config, nnx.graphdef(model), params, identity)
 

@@ -2,6 +2,8 @@
 
 import functools
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,8 @@ from mlingo_jax.files import refuse_pointer
 from mlingo_jax.weights.tensors import BUFFERS, DTYPES, Tensor, Tensors, numpy_dtype
 
 ZIP = b"PK\x03\x04"
+# What its unpickler allows although a few bytes of it ask for any amount of memory.
+_BUFFER = re.compile(rb"c(builtins|__builtin__)\nbytearray\n")
 # By torch's names, which are numpy's.
 NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 
@@ -49,6 +53,14 @@ def _import_torch(what: Path | str) -> ModuleType:
 
 
 def _tensor(path: Path, name: str, value: Any) -> Tensor:
+    if str(value.layout) != "torch.strided" or value.device.type != "cpu" or value.is_quantized:
+        raise UserError(f"{path}: {name} is a {value.layout} tensor on {value.device}, expected plain numbers")
+    # A tensor's strides may repeat a few numbers as often as they like.
+    claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+    if claimed > held:
+        raise UserError(
+            f"{path}: {name} claims {claimed:,} bytes, and the file has {held:,} of them; save it whole, by .clone()"
+        )
     torch_name = str(value.dtype).removeprefix("torch.")
     dtype = numpy_dtype(path, name, NAMES.get(torch_name, torch_name))
     return Tensor(tuple(value.shape), dtype, lambda: _to_numpy(_load(path)[name], dtype, _import_torch(path)))
@@ -69,8 +81,24 @@ def _load(path: Path) -> dict[str, Any]:
     refuse_pointer(path)
     with path.open("rb") as file:
         is_zip = file.read(len(ZIP)) == ZIP
+    if is_zip:
+        _check_zip(path)
     # Mapped anew for each tensor: the pages of a file that stays mapped would count as our memory.
     return _unpickle(path, mmap=True) if is_zip else _load_old(path, path.stat().st_mtime_ns)
+
+
+def _check_zip(path: Path) -> None:
+    """Raises UserError for what torch never writes: contents larger than the file, or buffers that a size makes."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise UserError(f"{path}: claims to hold more than it has bytes; it was not written by torch")
+            pickles = [file.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        raise UserError(f"{path}: truncated or corrupt ({error}); download it again") from error
+    if any(_BUFFER.search(pickled) for pickled in pickles):
+        raise UserError(f"{path}: corrupt, or holds more than tensors and plain values, which is not loaded")
 
 
 @functools.lru_cache(maxsize=1)
