@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlingo_jax.errors import UserError
 from mlingo_jax.training.plot import plot_losses
 from mlingo_jax.training.record import Record, read_metrics
 
@@ -67,3 +68,18 @@ def test_any_run_can_be_drawn(tmp_path, records):
             record.write(step, values)
     assert plot_losses(tmp_path).read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["12", "{}", "[]", "null", '{"step": "2", "loss": 1.0}', '{"step": true}', '{"step": 2, "eval_loss": "low"}', "{"],
+)
+def test_a_line_that_is_no_record_is_named_and_nothing_is_lost(tmp_path, line):
+    with Record(tmp_path, after=0) as record:
+        record.write(1, loss(1))
+    path = tmp_path / "metrics.jsonl"
+    written = path.read_text() + line + "\n" + json.dumps({"step": 3, **loss(3)}) + "\n"
+    path.write_text(written)
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a record of a step"):
+        Record(tmp_path, after=3)
+    assert path.read_text() == written
