@@ -33,13 +33,8 @@ def corpus(tmp_path_factory) -> Path:
 def run(request, corpus, tmp_path_factory) -> Path:
     """A run with one checkpoint, made by hand: its towers are the corpus's."""
     workdir = tmp_path_factory.mktemp("run")
-    towers = {
-        name: {
-            "folder": str(corpus / name),
-            "identity": load_tower(corpus / name, kind=kind, dtype=request.param).identity,
-        }
-        for name, kind in (("mert", "mert"), ("llm", "llama"))
-    }
+    loaded = {name: load_tower(corpus / name, kind=kind, dtype=request.param) for name, kind in KINDS.items()}
+    towers = {name: {"folder": str(corpus / name), "identity": tower.identity} for name, tower in loaded.items()}
     prompt = PromptSettings().to_json()
     (workdir / "run.json").write_text(json.dumps({**towers, "id": "r", "prompt": prompt, "window": 20}))
     adapter = {"projection": {"kernel": np.ones((24, 32), np.float32), "bias": np.zeros(32, np.float32)}}

@@ -272,8 +272,8 @@ def set_aside(workdir: str | Path, *, after: int) -> None:
     folder = Path(workdir) / CHECKPOINTS
     for step in _steps(folder):
         if step > after:
-            names = (f"{step}{_ASIDE}{number}" for number in itertools.chain([""], itertools.count(2)))
-            os.rename(folder / str(step), next(place for name in names if not (place := folder / name).exists()))
+            places = (folder / f"{step}{_ASIDE}{number}" for number in itertools.chain([""], itertools.count(2)))
+            os.rename(folder / str(step), next(place for place in places if not place.exists()))
 
 
 def _steps(folder: Path) -> list[int]:
