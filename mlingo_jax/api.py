@@ -278,7 +278,7 @@ def load(
     tower = load_tower(mert, kind="mert", dtype=dtype, mesh=mesh)
     language = load_tower(llm, kind="llama", dtype=dtype, quantization=quantization or "none", mesh=mesh)
     if adapter is not None and run is not None:
-        require_towers(adapter, run, mert=encoder.identity, llm=language.identity)
+        require_towers(adapter, run, mert=tower.identity, llm=language.identity)
     per_layer = params is not None and "layer_weights" in params
     graph, params = fit_adapter(
         params,

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mlingo_jax.evaluation.markdown import tables
     from mlingo_jax.evaluation.resources import Resources
     from mlingo_jax.evaluation.run import evaluate_answers
-    from mlingo_jax.files import alone
+    from mlingo_jax.files import exclusive_lock
 
     folder: Path = arguments.output
     references = read_references(arguments.data, arguments.data_dir) if arguments.data else None
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     examples = with_references(read_file(arguments.answers), references, arguments.partial, arguments.most)
     resources = Resources(arguments.nltk_data, arguments.bert_score, arguments.bert_score_layers)
     name = arguments.name or arguments.answers.stem
-    with alone(
+    with exclusive_lock(
         folder / ".lock", f"{folder}: another process is evaluating there; wait for it, or give another --output"
     ):
         report = evaluate_answers(folder, name, examples, resources, training)

@@ -101,7 +101,8 @@ def test_two_processes_of_two_devices_hear_what_one_hears(encoded, folder, tmp_p
     # The first one speaks for both.
     assert "clips" not in said[1][0] + said[1][1]
     ours, theirs = FeatureCache(tmp_path), FeatureCache(folder / "data" / "features")
-    assert [len(read_shard(shard).names) for shard in shard_paths(tmp_path)] == [2, 2]
+    shards = [read_shard(path) for path in shard_paths(tmp_path)]
+    assert [len(shard.names) for shard in shards if shard] == [2, 2]
     for clip in CLIPS:
         np.testing.assert_allclose(ours[clip], theirs[clip], rtol=1e-5, atol=1e-5)
 

@@ -1,4 +1,5 @@
-"""The metrics of both families against the libraries that define them, and the reference implementation's own numbers."""
+"""The metrics of both families against the libraries that define them, and the reference implementation's own
+numbers."""
 
 import json
 import warnings

@@ -17,9 +17,9 @@ from mlingo_jax.data.contents import UNKNOWN, Contents, digest_bytes, digest_fil
 from mlingo_jax.data.stored import Audio, StoredAudio
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FeatureCache
-from mlingo_jax.features.fill import find_encoded
+from mlingo_jax.features.fill import fill_cache, find_encoded
 from mlingo_jax.features.shards import shard_paths
-from tests.test_features import FINGERPRINT, CountingEar, expected, write_clips
+from tests.test_features import FINGERPRINT, CountingEncoder, expected, write_clips
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def settled(monkeypatch):
 
 def encoded(clips: Mapping[str, Audio], cache: Path) -> tuple[FeatureCache, int]:
     """The cache with these clips, and how many had to be encoded for it."""
-    counting = CountingEar()
+    counting = CountingEncoder()
     return fill_cache(clips, counting, cache, FINGERPRINT, shard_clips=2)[0], counting.encoded
 
 
@@ -179,7 +179,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path):
     # The first clip's reading changes the second one's file.
     own = {"clip 0": StoredAudio("c", "clip 0", read), "clip 1": path}
     with pytest.raises(UserError, match=r"1\.wav: changed while it was read; give the same command again"):
-        fill_cache(own, CountingEar(), tmp_path / "cache", FINGERPRINT)
+        fill_cache(own, CountingEncoder(), tmp_path / "cache", FINGERPRINT)
     assert digest_file(path) != real
     assert "clip 1" not in FeatureCache(tmp_path / "cache")
 

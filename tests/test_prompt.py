@@ -230,7 +230,7 @@ def test_a_stop_text_at_an_answer_s_end_is_one(tokenizer, answer, stop):
 def added(folder, *tokens: str, special: bool):
     fast = tiny_tokenizer(folder)
     for token in tokens:
-        fast.add_tokens(AddedToken(token, special=special, normalized=False), special_tokens=special)
+        fast.add_tokens([AddedToken(token, special=special, normalized=False)], special_tokens=special)
     fast.save_pretrained(folder)
     return load_tokenizer(folder)
 

@@ -1,8 +1,8 @@
 """A language model's tokenizer, as its own files define it; for SentencePiece models the sentencepiece library decides.
 
-transformers 5 reads LLaMA's tokenizers otherwise than the reference implementation did: its class ranks merges by id and adds no space
-before a text that begins with one, so that `two  spaces` gets other ids. Here the backend is taken from the files, and
-where they hold a SentencePiece model it is compared with sentencepiece each time it is loaded.
+transformers 5 reads LLaMA's tokenizers otherwise than the reference implementation did: its class ranks merges by id
+and adds no space before a text that begins with one, so that `two  spaces` gets other ids. Here the backend is taken
+from the files, and where they hold a SentencePiece model it is compared with sentencepiece each time it is loaded.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ def _read(folder: Path, stated: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     # With only a vocabulary, how texts are split is known to the model's own class alone.
     kind = AutoTokenizer if found == ["vocab.json"] else PreTrainedTokenizerFast
     # The earliest LLaMA folders name their special tokens "", which the library searches for without an end.
-    nameless = {name: None for name, token in stated.items() if name.endswith("_token") and token == ""}
+    nameless: dict[str, Any] = {name: None for name, token in stated.items() if name.endswith("_token") and token == ""}
     return kind.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, split_special_tokens=True, **nameless
     )

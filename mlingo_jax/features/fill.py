@@ -106,7 +106,7 @@ def _to_hear(clips: Mapping[str, Audio], folder: Path, fingerprint: Fingerprint)
     changes = [names[n] for n in todo if names[n] in cache]
     if changes:
         print(
-            f"{folder}: {counted(len(changes), 'clip')} encoded again, for their audio is not what was encoded under their "
+            f"{folder}: {counted(len(changes), 'clip')} encoded again: their audio is not what was encoded under their "
             f"names: {named(changes)}",
             file=sys.stderr,
             flush=True,

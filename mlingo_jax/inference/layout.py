@@ -103,4 +103,4 @@ def bucket(tokens: int) -> int:
 def row_bytes(config: LlamaConfig, layout: Layout, item: int) -> int:
     """Keys and values of one row, and its share of the prefixes that are kept; `item` is the size of a number."""
     columns = layout.columns + layout.prefixes * layout.prompt / layout.rows
-    return round(columns * 2 * config.layers * config.num_kv_heads * config.head_dim * item)
+    return round(columns * 2 * config.num_layers * config.num_kv_heads * config.head_dim * item)

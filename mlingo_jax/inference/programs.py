@@ -133,7 +133,7 @@ def begin(networks: Networks, params: Any, layout: Layout, opening: Int32[Array,
         kept = columns.put(kept, read, jnp.full(1, layout.prefixes))
     none = jnp.zeros(count, jnp.int32)
     progress = Progress(
-        hidden=jnp.zeros((count, llm.config.width), dtype),
+        hidden=jnp.zeros((count, llm.config.embed_dim), dtype),
         prompts=none,
         counts=none,
         limits=none,

@@ -179,8 +179,9 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
     known = [
         _partial_character(name) if "\ufffd" in text else text.encode() for text, name in zip(added, names, strict=True)
     ]
-    if has_byte_pieces(tokenizer) and tokenizer.unk_token_id is not None:
-        known[tokenizer.unk_token_id] = " ⁇ ".encode()
+    unknown = tokenizer.unk_token_id
+    if has_byte_pieces(tokenizer) and isinstance(unknown, int):
+        known[unknown] = " ⁇ ".encode()
     return tuple(known)
 
 

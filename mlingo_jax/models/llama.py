@@ -236,7 +236,8 @@ class Llama(nnx.Module):
         def step(x: Array, state: Any, window: Array | int) -> tuple[Array, None]:
             layer = nnx.merge(graphdef, gather_params(state))
             mask = attention_mask(positions, segments, positions, segments, window)
-            attended = attend(*layer.project(x, angles), mask, in_words)
+            query, key, value = layer.project(x, angles)
+            attended = attend(query, key, value, mask, in_words)
             return constrain(layer.finish(x, attended), "BTD"), None
 
         # prevent_cse is for remat outside of a scan, and costs time inside.

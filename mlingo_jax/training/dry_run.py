@@ -92,7 +92,7 @@ def _open_prompt(config: Config) -> tuple[Prompt, int | None]:
     """The prompt, and how many tokens the language model was made for; its weights are not read."""
     tower, files = open_with_files(config.llm.path, "llama")
     assert isinstance(tower.config, LlamaConfig)
-    return open_prompt(files, prompt_settings(config), tower.config.vocabulary), read_context(files)
+    return open_prompt(files, prompt_settings(config), tower.config.vocab_size), read_context(files)
 
 
 def shown_rows(batch: Batch, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -80,7 +80,7 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
     # Opened, not loaded: a wrong path is told before hours of encoding.
     opened, files = open_with_files(config.llm.path, "llama")
     assert isinstance(opened.config, LlamaConfig)
-    prompt = open_prompt(files, prompt_settings(config), opened.config.vocabulary)
+    prompt = open_prompt(files, prompt_settings(config), opened.config.vocab_size)
     train, held_out = read_examples(config)
     statistics = example_statistics(Mixture([train, held_out]), prompt)
     music = open_music(config, statistics.clips, mesh)
