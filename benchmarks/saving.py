@@ -20,7 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState, to_host
+from mlingo_jax.runs.checkpoints import CheckpointState
+from mlingo_jax.training.checkpoint import Checkpoints, to_host
 
 FEATURES, TOKENS = 1024, 4096
 PARTS = ("adapter", "mu", "nu", "gradient")

@@ -83,7 +83,7 @@ def _prefixed(part: str, tensors: Tensors) -> dict[str, Tensor]:
 
 def _run_towers(workdir: Path, folder: Path) -> list[OpenTower]:
     """The towers that a run was trained between; writes the config of the MusiLingo they make up to `folder`."""
-    from mlingo_jax.training.checkpoint import read_run
+    from mlingo_jax.runs.folder import read_run
 
     run = read_run(workdir)
     mert, llm = open_tower(find(run["mert"]["folder"]), "mert"), open_tower(find(run["llm"]["folder"]), "llama")

@@ -34,9 +34,8 @@ from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import embed_rows, token_log_probs
 from mlingo_jax.models.quantization import Quantization
-from mlingo_jax.training.checkpoint import read_run
+from mlingo_jax.runs.folder import read_run, run_of
 from mlingo_jax.training.run import require_towers
-from mlingo_jax.weights.folders import run_of
 from mlingo_jax.weights.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.wording import counted
 

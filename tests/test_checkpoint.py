@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.runs.checkpoints import CheckpointState, load_run_adapter, restore
+from mlingo_jax.runs.folder import is_run
 from mlingo_jax.training import checkpoint
-from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState, is_run, load_run_adapter, restore, set_aside
+from mlingo_jax.training.checkpoint import Checkpoints, set_aside
 from mlingo_jax.weights.folders import Found, identify
 
 RUN = {"id": "r1", "seed": 1}

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from conversion import to_jax, to_pytorch
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import Mert, MertConfig
-from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState
+from mlingo_jax.runs.checkpoints import CheckpointState
+from mlingo_jax.training.checkpoint import Checkpoints
 from mlingo_jax.weights import released
 from mlingo_jax.weights.checkpoints import read_checkpoint
 from mlingo_jax.weights.load import load_adapter, load_tower

@@ -12,7 +12,8 @@ import mlingo_jax
 from conversion import to_pytorch
 from mlingo_jax.data.prompt import PromptSettings
 from mlingo_jax.errors import UserError
-from mlingo_jax.training.checkpoint import Checkpoints, CheckpointState
+from mlingo_jax.runs.checkpoints import CheckpointState
+from mlingo_jax.training.checkpoint import Checkpoints
 from mlingo_jax.training.run import require_towers
 from mlingo_jax.training.setup import set_up
 from mlingo_jax.training.sharding import make_mesh

@@ -21,7 +21,7 @@ from mlingo_jax import caption, demo
 from mlingo_jax.errors import UserError
 from mlingo_jax.flags import read_config
 from mlingo_jax.processes import Job, find_job
-from mlingo_jax.training.checkpoint import load_run_adapter
+from mlingo_jax.runs.checkpoints import load_run_adapter
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
 from tests.tiny import tiny_llama, tiny_mert

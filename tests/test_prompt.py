@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,7 +231,8 @@ def test_a_stop_text_at_an_answer_s_end_is_one(tokenizer, answer, stop):
 def added(folder, *tokens: str, special: bool):
     fast = tiny_tokenizer(folder)
     for token in tokens:
-        fast.add_tokens([AddedToken(token, special=special, normalized=False)], special_tokens=special)
+        tokens_added: list[Any] = [AddedToken(token, special=special, normalized=False)]
+        fast.add_tokens(tokens_added, special_tokens=special)
     fast.save_pretrained(folder)
     return load_tokenizer(folder)
 

@@ -18,7 +18,7 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from mlingo_jax.errors import Stopped, UserError
-from mlingo_jax.training.checkpoint import load_run_adapter, restore
+from mlingo_jax.runs.checkpoints import load_run_adapter, restore
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.preemption import PreemptionHandler
 from mlingo_jax.training.profile import profiled_steps

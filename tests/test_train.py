@@ -15,7 +15,7 @@ import pytest
 import mlingo_jax
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import exclusive_lock
-from mlingo_jax.training.checkpoint import load_run_adapter, restore
+from mlingo_jax.runs.checkpoints import load_run_adapter, restore
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
 from mlingo_jax.training.run import check_run

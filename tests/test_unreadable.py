@@ -15,8 +15,8 @@ from mlingo_jax.data.prompt import Prompt, PromptSettings
 from mlingo_jax.data.unreadable import Unreadable
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.sources import OnlineAudio
+from mlingo_jax.runs.checkpoints import restore
 from mlingo_jax.settings import Config
-from mlingo_jax.training.checkpoint import restore
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
 from tests.tiny import tiny_llama, tiny_mert, tiny_tokenizer

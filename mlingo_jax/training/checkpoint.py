@@ -1,24 +1,17 @@
-"""Checkpoints of a run: adapter, optimiser, step, the data iterator's state, the towers' identity; never the towers.
+"""Writing a run's checkpoints: adapter, optimiser, step, the data iterator's state, the towers' identity; no towers.
 
-A run's folder holds `run.json` (what the run is) and `checkpoints/STEP/` (Orbax). Beside Orbax's files each checkpoint
-has SHA256SUMS (`sha256sum -c` reads it): Orbax itself does not notice a flipped bit. Its metadata say which run and
-which step it is of. It is written under another name, read back, and only then renamed: what is called a checkpoint was
-good once. What is not good any more is put aside, never removed.
+A checkpoint (`mlingo_jax.runs.checkpoints` reads it) is written under another name, read back, and only then renamed:
+what is called a checkpoint was good once. What is not good any more is put aside, never removed.
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import itertools
 import json
-import logging
 import math
 import os
 import re
 import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from glob import escape
 from pathlib import Path
@@ -28,31 +21,22 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from mlingo_jax.differences import current_names
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import write_atomic
 from mlingo_jax.processes import barrier, is_primary
-from mlingo_jax.weights.folders import CHECKPOINTS, RUN, run_of
+from mlingo_jax.runs.checkpoints import (
+    SUMS,
+    CheckpointState,
+    files_of,
+    first_line,
+    plain_path,
+    read_checkpoint,
+    sha256_of,
+)
+from mlingo_jax.runs.folder import CHECKPOINTS, checkpoint_steps, read_run
 
-SUMS = "SHA256SUMS"
 # What a checkpoint's name ends in while it is written, or once it has been passed over.
 _UNFINISHED, _ASIDE = ".unfinished", ".aside"
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointState:
-    """What a checkpoint holds, as numpy arrays and JSON values.
-
-    data: the state of the data's iterator. watch: that of the loop's `LossMonitor`. unreadable: why clips could not be
-    read.
-    """
-
-    step: int
-    adapter: dict[str, Any]
-    optimizer: dict[str, Any]
-    data: dict[str, Any]
-    watch: dict[str, Any] = dataclasses.field(default_factory=dict)
-    unreadable: list[str] = dataclasses.field(default_factory=list)
 
 
 class Checkpoints:
@@ -78,7 +62,7 @@ class Checkpoints:
                 f"{workdir}: several processes cannot save into a folder whose path has [, ], * or ? in it; choose "
                 "another --config.workdir"
             )
-        self._orbax = self._exit.enter_context(_plain(self._folder))
+        self._orbax = self._exit.enter_context(plain_path(self._folder))
         # Left by a kill; the second is of an earlier version.
         for name in (f"*{_UNFINISHED}*", "*.orbax-checkpoint-tmp*") if is_primary() else ():
             for unfinished in self._folder.glob(name):
@@ -108,11 +92,11 @@ class Checkpoints:
         if not is_primary():
             # Also since Orbax counts what each process does, and saves only where all have done the same.
             try:
-                _read(self._folder / str(step), self._run, step)
+                read_checkpoint(self._folder / str(step), self._run, step)
             except Exception as error:
                 raise UserError(
                     f"{self._folder / str(step)}: process {jax.process_index()} does not find there what process 0 has "
-                    f"saved ({_reason(error)}); the workdir must be one folder that all of them share"
+                    f"saved ({first_line(error)}); the workdir must be one folder that all of them share"
                 ) from error
 
     def _join(self) -> int | None:
@@ -153,7 +137,7 @@ class Checkpoints:
             return
         unfinished, place = self._unfinished(saved.step), self._folder / str(saved.step)
         _write_sums(unfinished)
-        _require_same(_read(unfinished, self._run, saved.step), saved)
+        _require_same(read_checkpoint(unfinished, self._run, saved.step), saved)
         if place.exists():
             shutil.rmtree(place)
         os.rename(unfinished, place)
@@ -161,7 +145,7 @@ class Checkpoints:
 
     def _remove_old(self) -> None:
         # Judged by the losses of now: a checkpoint that a stop had saved was evaluated later.
-        steps = _steps(self._folder)
+        steps = checkpoint_steps(self._folder)
         judged = [step for step in steps if math.isfinite(self._losses.get(step, math.nan))]
         kept = {*steps[-self._keep :], *sorted(judged, key=self._losses.__getitem__)[: self._best]}
         for step in set(steps) - kept:
@@ -175,93 +159,12 @@ class Checkpoints:
             raise UserError(self._failure(saved.step, reason))
 
     def _failure(self, step: int, reason: str) -> str:
-        steps = [s for s in _steps(self._folder) if s != step]
+        steps = [s for s in checkpoint_steps(self._folder) if s != step]
         kept = f"the checkpoint of step {steps[-1]} stays" if steps else "there is none yet"
         return (
             f"{self._folder}: the checkpoint of step {step} could not be saved: {reason}; {kept}. "
             "Make room and give the same command again"
         )
-
-
-def is_run(folder: str | Path) -> bool:
-    """Whether a folder is that of a training run.
-
-    Raises:
-        UserError: it has checkpoints, but does not say of which run.
-    """
-    if (Path(folder) / RUN).is_file():
-        return True
-    if _steps(Path(folder) / CHECKPOINTS):
-        raise UserError(
-            f"{folder}: has checkpoints, but no {RUN}, which says of which run they are; put it back, or choose "
-            "another workdir"
-        )
-    return False
-
-
-def read_run(source: str | Path) -> dict[str, Any]:
-    """The `run.json` of a run, or of a checkpoint's run. Raises `UserError` if it is missing or not JSON."""
-    workdir = run_of(source) or Path(source)
-    path = workdir / RUN
-    try:
-        run = current_names(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UserError(f"{workdir}: no {RUN} in it, so it is not the folder of a training run") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); put it back as it was, or choose another workdir") from error
-    if not isinstance(run, dict):
-        raise UserError(f"{path}: expected an object, found {type(run).__name__}; put it back as it was")
-    return run
-
-
-def load_run_adapter(source: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The adapter's parameters (numpy, float32) of a run's last good checkpoint, or of a named one, and its `run.json`.
-
-    Args:
-        source: the run's folder, or one of its checkpoints, WORKDIR/checkpoints/STEP.
-
-    Raises:
-        UserError: the folder is not a run's, or has no good checkpoint yet; the named checkpoint is damaged.
-    """
-    run = read_run(source)
-    if is_run(source):
-        saved = restore(source)
-        if saved is None:
-            raise UserError(f"{source}: the run has no checkpoint yet; let it train further")
-        return saved.adapter, run
-    folder = Path(source).absolute()
-    try:
-        return _read(folder, run.get("id"), int(folder.name)).adapter, run
-    except Exception as error:
-        # As in `restore`.
-        raise UserError(f"{source}: not a good checkpoint ({_reason(error)}); name another one, or the run") from error
-
-
-def restore(workdir: str | Path) -> CheckpointState | None:
-    """The last good checkpoint, or None if there never was one. Warns of those that are damaged, or another run's.
-
-    Raises:
-        UserError: there are checkpoints and none of them is good, or nothing says of which run they are.
-    """
-    folder = Path(workdir).absolute() / CHECKPOINTS
-    run = read_run(workdir).get("id") if is_run(workdir) else None
-    passed: dict[int, str] = {}
-    for step in reversed(_steps(folder)):
-        try:
-            saved = _read(folder / str(step), run, step)
-        except Exception as error:
-            # Orbax and its storage raise many kinds of errors over a damaged file; each means the same here.
-            passed[step] = _reason(error)
-            warnings.warn(f"{folder / str(step)}: passed over ({passed[step]}), trying the one before", stacklevel=2)
-            continue
-        return saved
-    if passed:
-        reasons = "; ".join(f"{step}: {reason}" for step, reason in passed.items())
-        raise UserError(
-            f"{folder}: none of the checkpoints is good ({reasons}); they stay as they are. If the disk was at fault, "
-            "put back what it lost; else choose another workdir"
-        )
-    return None
 
 
 def set_aside(workdir: str | Path, *, after: int) -> None:
@@ -270,64 +173,10 @@ def set_aside(workdir: str | Path, *, after: int) -> None:
     They may be wanted for what can still be read of them.
     """
     folder = Path(workdir) / CHECKPOINTS
-    for step in _steps(folder):
+    for step in checkpoint_steps(folder):
         if step > after:
             places = (folder / f"{step}{_ASIDE}{number}" for number in itertools.chain([""], itertools.count(2)))
             os.rename(folder / str(step), next(place for place in places if not place.exists()))
-
-
-def _steps(folder: Path) -> list[int]:
-    """The steps of all finished checkpoints, rising; one that was being written still has another name."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
-
-
-def _read(folder: Path, run: str | None, step: int) -> CheckpointState:
-    """Reads the checkpoint of this run and step. Raises many kinds of errors if it is not good."""
-    _check_sums(folder)
-    with _alone(), _plain(folder) as path:
-        metadata = ocp.checkpointables_metadata(str(path)).custom_metadata
-        states: dict[str, Any] = current_names(metadata) if isinstance(metadata, dict) else {}
-        if not isinstance(states.get("data"), dict):
-            raise ValueError("its metadata cannot be read")
-        # Neither stands in checkpoints from before runs had an identity.
-        if states.get("run") != run:
-            raise ValueError(f"it is of another run, {states.get('run')}, not of {run}")
-        if states.get("step", step) != step:
-            raise ValueError(f"it is the checkpoint of step {states['step']}")
-        items = ocp.load_checkpointables(str(path))
-    watch, unreadable = states.get("watch", {}), states.get("unreadable", [])
-    adapter, optimizer = current_names(items["adapter"]), current_names(items["optimizer"])
-    return CheckpointState(step, adapter, optimizer, states["data"], watch, unreadable)
-
-
-@contextlib.contextmanager
-def _plain(folder: Path) -> Iterator[Path]:
-    """A path of this folder that Orbax can use: it globs paths without escaping them, so that it would not find what
-    it has written where they look like a pattern; such a folder is reached by a link."""
-    if escape(str(folder)) == str(folder):
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            link = Path(temporary) / CHECKPOINTS
-            link.symlink_to(folder)
-            yield link
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Orbax reads for this process alone: else it waits for all to read at the same time."""
-    process = jax.process_index()
-    own = ocp.Context()
-    own.multiprocessing.primary_host, own.multiprocessing.active_processes = process, {process}
-    # The tasks that it leaves behind when it fails would print a traceback each.
-    asyncio = logging.getLogger("asyncio")
-    level = asyncio.level
-    asyncio.setLevel(logging.CRITICAL + 1)
-    try:
-        with own:
-            yield
-    finally:
-        asyncio.setLevel(level)
 
 
 def _require_same(read: CheckpointState, saved: CheckpointState) -> None:
@@ -342,36 +191,9 @@ def _is_same(read: Any, saved: Any) -> bool:
     return read.dtype == saved.dtype and read.shape == saved.shape and read.tobytes() == saved.tobytes()
 
 
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and SUMS not in path.name)
-
-
 def _write_sums(folder: Path) -> None:
-    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files_of(folder)]
     write_atomic(folder / SUMS, lines)
-
-
-def _check_sums(folder: Path) -> None:
-    """Raises ValueError for a file that is missing, or not what was written, or that nobody has vouched for."""
-    if not (folder / SUMS).is_file():
-        raise ValueError(f"there is no {SUMS} in it")
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    found = {path.relative_to(folder).as_posix() for path in _files(folder)}
-    if not sums or found - sums.keys():
-        raise ValueError(f"{SUMS} does not have {', '.join(sorted(found - sums.keys())) or 'any file'}")
-    for name, digest in sums.items():
-        if name not in found or _sha256(folder / name) != digest:
-            raise ValueError(f"{name} is missing or not what was written")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_host(tree: Any) -> Any:

@@ -22,8 +22,10 @@ from mlingo_jax.data.unreadable import Unreadable, named
 from mlingo_jax.errors import Stopped, UserError
 from mlingo_jax.files import exclusive_lock
 from mlingo_jax.processes import all_gather, is_primary
+from mlingo_jax.runs.checkpoints import CheckpointState, restore
+from mlingo_jax.runs.folder import CHECKPOINTS
 from mlingo_jax.settings import Config
-from mlingo_jax.training.checkpoint import CHECKPOINTS, Checkpoints, CheckpointState, restore, set_aside, to_host
+from mlingo_jax.training.checkpoint import Checkpoints, set_aside, to_host
 from mlingo_jax.training.loss_monitor import LossMonitor
 from mlingo_jax.training.optim import named_opt_state, with_opt_state
 from mlingo_jax.training.plot import plot_losses

@@ -25,9 +25,8 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.files import read_json, write_atomic
 from mlingo_jax.flags import fields, to_json
 from mlingo_jax.processes import all_gather
+from mlingo_jax.runs.folder import RUN, is_run, read_run
 from mlingo_jax.settings import Config
-from mlingo_jax.training.checkpoint import is_run, read_run
-from mlingo_jax.weights.folders import RUN
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
 PACKAGES += ("soundfile", "soxr")

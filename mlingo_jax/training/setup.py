@@ -22,8 +22,8 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.quantization import Quantization
+from mlingo_jax.runs.folder import read_run, run_of
 from mlingo_jax.settings import Config
-from mlingo_jax.training.checkpoint import read_run
 from mlingo_jax.training.examples import lay_out, read_examples, reading_threads, train_batches
 from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, most_seconds, open_music
 from mlingo_jax.training.optim import Params
@@ -31,7 +31,6 @@ from mlingo_jax.training.run import describe_data, describe_run, prompt_settings
 from mlingo_jax.training.sharding import check_batch, reading_share
 from mlingo_jax.training.step import Networks
 from mlingo_jax.weights.checksum import weights_checksum
-from mlingo_jax.weights.folders import run_of
 from mlingo_jax.weights.load import Tower, fit_adapter, load_adapter, load_tower, open_with_files
 from mlingo_jax.wording import counted
 

@@ -44,7 +44,7 @@ def open_adapter(source: Path) -> dict[str, Tensor]:
 
 
 def _run_tensors(workdir: Path) -> dict[str, Tensor]:
-    from mlingo_jax.training.checkpoint import load_run_adapter  # Orbax is slow to import and seldom needed here.
+    from mlingo_jax.runs.checkpoints import load_run_adapter  # Orbax is slow to import and seldom needed here.
 
     params, _ = load_run_adapter(workdir)
     leaves = {

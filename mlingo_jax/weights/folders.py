@@ -15,13 +15,12 @@ from huggingface_hub.errors import HFValidationError
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import read_json, write_json
 from mlingo_jax.models.llama_config import FAMILIES
+from mlingo_jax.runs.folder import run_of
 
 Kind = Literal["mert", "llama", "adapter", "musilingo"]
 Layout = Literal["torch", "jax", "run"]
 
 RECORD = "conversion.json"
-# Of a training run: what it is, and the folder of its checkpoints, each named by its step.
-RUN, CHECKPOINTS = "run.json", "checkpoints"
 FORMAT = 1
 ADAPTER_FILES = (".pth", ".pt", ".safetensors")
 MODEL_TYPES: dict[str, Kind] = {"mert_model": "mert", "hubert": "mert", "musilingo": "musilingo"}
@@ -66,17 +65,6 @@ def identify(source: Path) -> Found:
             f"{config}: model_type is {str(model_type)[:80]!r}, expected one of {', '.join(sorted(MODEL_TYPES))}"
         )
     return Found(MODEL_TYPES[model_type], "torch")
-
-
-def run_of(source: str | Path) -> Path | None:
-    """The training run that a folder is, or that it is a checkpoint of (RUN/checkpoints/STEP); None if neither."""
-    source = Path(source)
-    if (source / RUN).is_file():
-        return source
-    folder = source.absolute()
-    above = folder.parent.parent
-    is_checkpoint = folder.is_dir() and folder.name.isdecimal() and folder.parent.name == CHECKPOINTS
-    return above if is_checkpoint and (above / RUN).is_file() else None
 
 
 def _read_kind(folder: Path) -> Kind:
