@@ -21,7 +21,7 @@ from mlingo_jax.settings import Config
 from mlingo_jax.training.loop import HOST_FIELDS
 from mlingo_jax.training.setup import set_up
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
-from mlingo_jax.training.step import compile_train_step, init_state
+from mlingo_jax.training.step import Schedule, compile_train_step, init_state
 
 WAYS = {
     "audio": {"encode_in_step": True},
@@ -72,8 +72,8 @@ def training(config: Config) -> Iterator[float]:
         begun = time.perf_counter()
         setup = set_up(config, mesh)
         print(f"{config.workdir}: ready to train after {time.perf_counter() - begun:.1f} s", flush=True)
-        step = compile_train_step(setup.networks, config, mesh)
-        state, batches = replicate(init_state(setup.adapter, config), mesh), setup.train_batches()
+        step = compile_train_step(setup.networks, Schedule.of(config), mesh)
+        state, batches = replicate(init_state(setup.adapter, config.optim), mesh), setup.train_batches()
     while True:
         with jax.set_mesh(mesh):
             batch = {name: values for name, values in next(batches).items() if name not in HOST_FIELDS}

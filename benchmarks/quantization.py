@@ -52,7 +52,7 @@ def held_out_loss(config: Config, run: Path) -> tuple[float, float, float]:
     """The mean over the held-out answers' tokens, their number, and the language model's bytes."""
     mesh = make_mesh(config.mesh)
     setup = set_up(config, mesh)
-    evaluate = compile_eval_step(setup.networks, config, mesh)
+    evaluate = compile_eval_step(setup.networks, mesh)
     adapter = replicate(load_adapter(run), mesh)
     total = tokens = 0.0
     for batch in setup.eval_batches():

@@ -13,7 +13,7 @@ from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.datasets.report import reports_folder
 from mlingo_jax.errors import UserError
 from mlingo_jax.flags import check
-from mlingo_jax.settings import DTYPES, Config
+from mlingo_jax.settings import DTYPES, AdapterConfig, Config, DataConfig, EncoderConfig
 
 
 def main() -> None:
@@ -185,23 +185,27 @@ def _add_features(commands: argparse._SubParsersAction) -> None:
 
 def _features(arguments: argparse.Namespace) -> None:
     # JAX is not loaded for the other commands.
+    from mlingo_jax.features.spec import FeatureSpec
     from mlingo_jax.processes import initialize, is_primary
     from mlingo_jax.training.encode import encode_collection
 
     initialize()
-    config = Config()
-    config.mert.path, config.mert.dtype, config.mert.frames_per_token = (
-        arguments.mert,
-        arguments.dtype,
-        arguments.frames_per_token,
+    config = Config(
+        mert=EncoderConfig(arguments.mert, arguments.dtype, arguments.frames_per_token),
+        adapter=AdapterConfig(layer_weights=arguments.layer_weights),
+        data=DataConfig(
+            datasets=arguments.dataset,
+            data_dir=arguments.data_dir,
+            features=arguments.features,
+            max_bad_fraction=arguments.max_bad_fraction,
+            crops=arguments.crops,
+            crop_seconds=arguments.crop_seconds,
+            crop_seed=arguments.crop_seed,
+            store=arguments.store,
+        ),
     )
-    config.adapter.layer_weights = arguments.layer_weights
-    config.data.datasets, config.data.data_dir = arguments.dataset, arguments.data_dir
-    config.data.features, config.data.max_bad_fraction = arguments.features, arguments.max_bad_fraction
-    config.data.crops, config.data.crop_seconds = arguments.crops, arguments.crop_seconds
-    config.data.crop_seed, config.data.store = arguments.crop_seed, arguments.store
     check(config)
-    encoded = encode_collection(config, arguments.dataset)
+    encoded = encode_collection(FeatureSpec.of(config), arguments.data_dir, arguments.dataset)
     if is_primary():
         print(encoded)
 

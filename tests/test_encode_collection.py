@@ -18,6 +18,7 @@ from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FeatureCache
 from mlingo_jax.features.shards import read_shard, shard_paths
+from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.settings import Config
 from mlingo_jax.training.encode import encode_collection
 from mlingo_jax.training.loop import train
@@ -88,7 +89,7 @@ def test_a_cache_of_another_kind_is_refused_by_name(encoded, folder, tmp_path):
     with pytest.raises(
         UserError, match=r"not this run's; there and here are frames_per_token: 325 and 100; name another cache"
     ):
-        encode_collection(config, "music_caps")
+        encode_collection(FeatureSpec.of(config), config.data.data_dir, "music_caps")
     with pytest.raises(UserError, match=r"there and here are frames_per_token: 325 and 100"):
         train(config)
 

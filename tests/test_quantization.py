@@ -22,7 +22,7 @@ from mlingo_jax.models.quantization import INTEGERS, dequantize, quantize, scale
 from mlingo_jax.training.step import Networks, loss_sum
 from mlingo_jax.weights import load
 from mlingo_jax.weights.load import fit_adapter, load_tower
-from tests.test_step import WIDTH, config, make_batch
+from tests.test_step import WIDTH, make_batch
 from tests.tiny import tiny_llama
 
 KINDS = ("int8", "int4")
@@ -143,8 +143,8 @@ def test_the_adapter_learns_what_it_would_from_the_dequantised_tower(folder: Pat
     batch = {name: jnp.asarray(values) for name, values in make_batch(0).items()}
 
     def learn(graph: Any, params: Any) -> tuple[Any, Any]:
-        networks = Networks(adapter_graph, graph, None, False)
-        total = partial(loss_sum, frozen={"llm": params}, batch=batch, networks=networks, config=config())
+        networks = Networks(adapter_graph, graph, None, False, 325, "layer")
+        total = partial(loss_sum, frozen={"llm": params}, batch=batch, networks=networks)
         (loss, _), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(adapter)
         return loss, gradient
 
@@ -198,16 +198,14 @@ from mlingo_jax.settings import Config, MeshConfig
 from mlingo_jax.weights.load import fit_adapter, load_tower
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
 from mlingo_jax.training.step import Networks, loss_sum
-from tests.test_step import WIDTH, config, make_batch
+from tests.test_step import WIDTH, make_batch
 
 graph, adapter = fit_adapter(None, features=WIDTH, tokens=256, states=None)
 
 def prepare(folder, mesh, quantization, remat="layer"):
-    settings = config()
-    settings.llm.remat = remat
     llm = load_tower(folder, kind="llama", dtype="float32", quantization=quantization, mesh=mesh)
-    networks = Networks(graph, llm.graphdef, None, False)
-    step = jax.jit(jax.value_and_grad(lambda a, p, b: loss_sum(a, {"llm": p}, b, networks, settings), has_aux=True))
+    networks = Networks(graph, llm.graphdef, None, False, 325, remat)
+    step = jax.jit(jax.value_and_grad(lambda a, p, b: loss_sum(a, {"llm": p}, b, networks), has_aux=True))
     return llm, step, (replicate(adapter, mesh), llm.params, put_batch(make_batch(0, rows=8), mesh))
 
 def learn(mesh, quantization):

@@ -19,7 +19,7 @@ from mlingo_jax.settings import Config, MeshConfig
 from mlingo_jax.weights.load import load_tower
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.sharding import AXES, check_batch, make_mesh, put_batch, replicate
-from mlingo_jax.training.step import Networks, compile_train_step, init_state
+from mlingo_jax.training.step import Networks, Schedule, compile_train_step, init_state
 from tests.test_step import config, make_batch, new_adapter
 
 def refusal(call):
@@ -36,8 +36,8 @@ def losses(mesh):
     with jax.set_mesh(mesh):
         llm = load_tower(LLM, kind="llama", dtype="float32", mesh=mesh)
         graph, adapter = new_adapter()
-        step = compile_train_step(Networks(graph, llm.graphdef, None, False), config(), mesh)
-        state, found = replicate(init_state(adapter, config()), mesh), []
+        step = compile_train_step(Networks(graph, llm.graphdef, None, False, 325, "layer"), Schedule.of(config()), mesh)
+        state, found = replicate(init_state(adapter, config().optim), mesh), []
         for number in range(2):
             state, metrics = step(state, {"llm": llm.params}, put_batch(make_batch(number, rows=8), mesh))
             found.append(float(metrics["loss"]))

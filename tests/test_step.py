@@ -19,7 +19,7 @@ from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.settings import Config
 from mlingo_jax.training.optim import learning_rate, named_opt_state
 from mlingo_jax.training.sharding import replicate
-from mlingo_jax.training.step import Networks, TrainState, compile_eval_step, compile_train_step, init_state
+from mlingo_jax.training.step import Networks, Schedule, TrainState, compile_eval_step, compile_train_step, init_state
 from tests.tiny import LLAMA, MERT, tiny_llama
 
 WIDTH, MUSIC, ROWS, PLACES = MERT["hidden_size"], 3, 6, 20
@@ -70,17 +70,24 @@ def make_batch(seed: int, rows: int = ROWS) -> dict[str, np.ndarray]:
 
 
 def networks_of(llm: Any, mert: Any = None, states: int | None = None) -> Networks:
-    return Networks(adapter=new_adapter(states)[0], llm=llm[0], mert=mert, per_layer=states is not None)
+    return Networks(
+        adapter=new_adapter(states)[0],
+        llm=llm[0],
+        mert=mert,
+        per_layer=states is not None,
+        frames_per_token=25,
+        remat="layer",
+    )
 
 
 def first_state(mesh: Any, states: int | None = None) -> TrainState:
-    return replicate(init_state(new_adapter(states)[1], config()), mesh)
+    return replicate(init_state(new_adapter(states)[1], config().optim), mesh)
 
 
 @pytest.fixture(scope="module")
 def step(llm, mesh) -> Any:
     """A step on six rows, an update in each."""
-    return compile_train_step(networks_of(llm), config(), mesh)
+    return compile_train_step(networks_of(llm), Schedule.of(config()), mesh)
 
 
 def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -102,7 +109,7 @@ def test_three_steps_equal_torch(tmp_path: Path, mesh):
     tower = load_tower(folder, kind="llama", dtype="float32")
     settings = config()
     settings.optim = dataclasses.replace(settings.optim, min_lr=1e-3, warmup_lr=1e-3, warmup_steps=2, epoch_steps=10)
-    step = compile_train_step(networks_of((tower.graphdef,)), settings, mesh)
+    step = compile_train_step(networks_of((tower.graphdef,)), Schedule.of(settings), mesh)
     state, frozen = first_state(mesh), {"llm": tower.params}
 
     theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -144,7 +151,9 @@ def test_three_steps_equal_torch(tmp_path: Path, mesh):
 def test_an_update_does_not_depend_on_how_its_examples_fall_into_micro_batches(step, llm, mesh):
     batch, frozen = make_batch(0), {"llm": llm[1]}
     whole, _ = step(first_state(mesh), frozen, on_device(batch))
-    part_step: Any = compile_train_step(networks_of(llm), dataclasses.replace(config(), accumulate=3), mesh)
+    part_step: Any = compile_train_step(
+        networks_of(llm), Schedule.of(dataclasses.replace(config(), accumulate=3)), mesh
+    )
     state = first_state(mesh)
     before = np.array(state.adapter["projection"]["kernel"])
     updates = []
@@ -188,7 +197,7 @@ def test_one_compile_and_only_the_adapter_changes(step, llm, mesh):
 def test_an_update_has_the_rate_that_is_reported_also_after_one_that_was_left_out(llm, mesh):
     settings, frozen, batch = config(), {"llm": llm[1]}, on_device(make_batch(0))
     settings.optim = dataclasses.replace(settings.optim, warmup_lr=1e-3, warmup_steps=4)
-    step = compile_train_step(networks_of(llm), settings, mesh)
+    step = compile_train_step(networks_of(llm), Schedule.of(settings), mesh)
     _, first = step(first_state(mesh), frozen, batch)
     _, second = step(replicate(dataclasses.replace(first_state(mesh), step=np.int32(1)), mesh), frozen, batch)
     rates = [float(metrics["learning_rate"]) for metrics in (first, second)]
@@ -218,13 +227,13 @@ def test_a_step_that_is_not_finite_changes_nothing_but_their_number(llm, mesh, w
     """The update that falls on it is that of the other micro-batches."""
     frozen, good, bad = {"llm": llm[1]}, make_batch(0), make_batch(1)
     bad["music"][2, 0, 0] = wrong
-    step: Any = compile_train_step(networks_of(llm), dataclasses.replace(config(), accumulate=2), mesh)
+    step: Any = compile_train_step(networks_of(llm), Schedule.of(dataclasses.replace(config(), accumulate=2)), mesh)
     state, _ = step(first_state(mesh), frozen, on_device(good))
     gathered = jax.tree.map(np.array, state)
     state, metrics = step(state, frozen, on_device(bad))
     assert not np.isfinite(metrics["gradient_norm"])
     assert float(metrics["update_norm"]) > 0
-    alone: Any = compile_train_step(networks_of(llm), dataclasses.replace(config(), accumulate=1), mesh)
+    alone: Any = compile_train_step(networks_of(llm), Schedule.of(dataclasses.replace(config(), accumulate=1)), mesh)
     expected, _ = alone(first_state(mesh), frozen, on_device(good))
     # The learning rate is one and the same in both, so the updates are.
     jax.tree.map(np.testing.assert_array_equal, state.adapter, expected.adapter)
@@ -244,7 +253,7 @@ def test_without_a_finite_step_there_is_no_update(step, llm, mesh):
 
 def test_the_evaluation_is_the_loss_of_the_step(step, llm, mesh):
     batch, state, frozen = on_device(make_batch(0)), first_state(mesh), {"llm": llm[1]}
-    total, tokens = compile_eval_step(networks_of(llm), config(), mesh)(state.adapter, frozen, batch)
+    total, tokens = compile_eval_step(networks_of(llm), mesh)(state.adapter, frozen, batch)
     _, metrics = step(state, frozen, batch)
     assert float(total / tokens) == pytest.approx(float(metrics["loss"]), rel=1e-6)
 
@@ -254,7 +263,6 @@ def test_audio_heard_in_the_step_gives_what_features_heard_before_give(llm, mesh
     encoder = Mert(MertConfig.from_json(MERT, "tiny"), dtype=jnp.float32, rngs=nnx.Rngs(2))
     graph, params = params_of(encoder)
     settings = config()
-    settings.mert.frames_per_token = 25
     lengths = np.array([24000, 9000], np.int32)
     waveform = np.random.default_rng(0).normal(size=(2, 24000)).astype(np.float32)
     waveform *= np.arange(24000) < lengths[:, None]
@@ -265,13 +273,15 @@ def test_audio_heard_in_the_step_gives_what_features_heard_before_give(llm, mesh
 
     states = encoder.config.states if per_layer else None
     state = first_state(mesh, states)
-    before = compile_eval_step(networks_of(llm, None, states), settings, mesh)
+    before = compile_eval_step(networks_of(llm, None, states), mesh)
     expected = before(state.adapter, {"llm": llm[1]}, {**text, "music": features})
     if not per_layer:
-        found = compile_eval_step(networks_of(llm, graph), settings, mesh)(state.adapter, frozen, encoded)
+        found = compile_eval_step(networks_of(llm, graph), mesh)(state.adapter, frozen, encoded)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         return
-    state, metrics = compile_train_step(networks_of(llm, graph, states), settings, mesh)(state, frozen, encoded)
+    state, metrics = compile_train_step(networks_of(llm, graph, states), Schedule.of(settings), mesh)(
+        state, frozen, encoded
+    )
     assert float(metrics["loss"]) == pytest.approx(float(expected[0] / expected[1]), rel=1e-5)
     assert np.all(named_opt_state(state.opt_state)["1.0.mu.layer_weights"] != 0)
 

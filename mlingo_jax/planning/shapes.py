@@ -21,6 +21,7 @@ from jax.stages import Compiled, Traced
 from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.statistics import round_up
 from mlingo_jax.features.encode import count_tokens
+from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter
@@ -30,9 +31,8 @@ from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.models.partition import check_divides, partition
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.settings import Config
-from mlingo_jax.training.music import most_seconds, piece_seconds
 from mlingo_jax.training.sharding import BATCH
-from mlingo_jax.training.step import Networks, compile_train_step, init_state
+from mlingo_jax.training.step import Networks, Schedule, compile_train_step, init_state
 
 # MERT's, MusicFM's and HuBERT's preprocessors differ; a plan takes MERT's.
 SAMPLE_RATE = 24_000
@@ -56,10 +56,15 @@ class Shapes:
     seconds: float
 
     @property
+    def spec(self) -> FeatureSpec:
+        """How the run's features are made."""
+        return FeatureSpec.of(self.config)
+
+    @property
     def encoded(self) -> float:
         """Seconds of a clip that are encoded for a row."""
-        most = most_seconds(self.config)
-        return most if self.config.data.encode_in_step else min(self.seconds, most)
+        spec = self.spec
+        return spec.row_seconds if spec.online else min(self.seconds, spec.row_seconds)
 
     @property
     def samples(self) -> int:
@@ -75,9 +80,7 @@ class Shapes:
     def music(self) -> int:
         """M: music tokens of a clip."""
         audio = AudioSettings(SAMPLE_RATE, normalize=True)
-        return count_tokens(
-            self.samples, audio, self.encoder, self.config.mert.frames_per_token, piece_seconds(self.config)
-        )
+        return count_tokens(self.samples, audio, self.encoder, self.spec.frames_per_token, self.spec.chunk_seconds)
 
     @property
     def length(self) -> int:
@@ -154,8 +157,10 @@ def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
         mert_graph = None
         states = (shapes.encoder.states,) if config.adapter.layer_weights else ()
         batch["music"] = rows((*states, shapes.music, shapes.encoder.embed_dim), jnp.float32)
-    static = Networks(adapter=graph, llm=llm_graph, mert=mert_graph, per_layer=config.adapter.layer_weights)
-    step: Any = compile_train_step(static, config, mesh)
+    static = Networks(
+        graph, llm_graph, mert_graph, shapes.spec.per_layer, shapes.spec.frames_per_token, config.llm.remat
+    )
+    step: Any = compile_train_step(static, Schedule.of(config), mesh)
     with jax.set_mesh(mesh):
         return step.trace(state, frozen, batch)
 
@@ -163,14 +168,14 @@ def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
 def trace_encoding(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
     """Encoding pieces of that many clips at once, as the feature cache is filled."""
     graph, params = split(networks(shapes, mesh)[0], mesh)
-    frames_per_token, keep = shapes.config.mert.frames_per_token, shapes.config.adapter.layer_weights
+    spec = shapes.spec
 
     def encode(params: Any, waveform: Any, lengths: Any) -> Any:
         return nnx.merge(graph, nnx.State(params)).features(
-            waveform, lengths, frames_per_token=frames_per_token, per_layer=keep
+            waveform, lengths, frames_per_token=spec.frames_per_token, per_layer=spec.per_layer
         )
 
-    samples = round(min(shapes.encoded, piece_seconds(shapes.config)) * SAMPLE_RATE)
+    samples = round(min(shapes.encoded, shapes.spec.chunk_seconds) * SAMPLE_RATE)
     with jax.set_mesh(mesh):
         return jax.jit(encode).trace(
             params, _rows(rows, mesh, (samples,), jnp.float32), _rows(rows, mesh, (), jnp.int32)

@@ -16,12 +16,12 @@ from mlingo_jax.data.statistics import example_statistics, row_sizes
 from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import count_tokens
+from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.flags import to_json
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.settings import Config
 from mlingo_jax.training.examples import lay_out, read_examples, train_batches
-from mlingo_jax.training.music import most_seconds, piece_seconds
 from mlingo_jax.training.run import prompt_settings
 from mlingo_jax.training.setup import no_begin, too_long
 from mlingo_jax.weights.folders import find
@@ -137,11 +137,14 @@ def _count_music(config: Config, clips: Mapping[str, Audio]) -> dict[str, int]:
     encoder = open_tower(find(config.mert.path), "mert")
     assert isinstance(encoder.config, MertConfig)
     audio = AudioSettings.from_folder(encoder.files or find(config.mert.path))
-    most, piece, seconds = most_seconds(config), piece_seconds(config), _seconds(config, clips)
-    encoded = {clip: round(min(seconds.get(clip, 0.0), most) * audio.sample_rate) for clip in clips}
-    return {
-        clip: count_tokens(n, audio, encoder.config, config.mert.frames_per_token, piece) for clip, n in encoded.items()
-    }
+    spec, seconds = FeatureSpec.of(config), _seconds(config, clips)
+    rate, most = audio.sample_rate, spec.row_seconds
+
+    def tokens(seconds: float) -> int:
+        samples = round(min(seconds, most) * rate)
+        return count_tokens(samples, audio, encoder.config, spec.frames_per_token, spec.chunk_seconds)
+
+    return {clip: tokens(seconds.get(clip, 0.0)) for clip in clips}
 
 
 def _seconds(config: Config, clips: Mapping[str, Audio]) -> dict[str, float]:

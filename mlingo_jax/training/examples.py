@@ -13,6 +13,7 @@ from mlingo_jax.data.prompt import Prompt
 from mlingo_jax.data.rows import Batch, Music
 from mlingo_jax.data.statistics import RowSizes, row_length
 from mlingo_jax.errors import UserError
+from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.settings import Config
 from mlingo_jax.training.music import encoded_clips
 
@@ -36,10 +37,12 @@ def read_examples(config: Config) -> tuple[Mixture, Mixture]:
         wanted = parse_wanted(data.evaluate, "config.data.evaluate") if data.evaluate else []
         held_out = read_mixture(data.data_dir, wanted)
     else:
-        alone, apart = split_examples(read_manifest(data.manifest, encoded=encoded_clips(config)), data.eval_share)
+        alone, apart = split_examples(
+            read_manifest(data.manifest, encoded=encoded_clips(FeatureSpec.of(config))), data.eval_share
+        )
         if not alone:
             raise UserError(f"{data.manifest}: no examples to train on; all are held out for evaluation")
-        train, held_out = Mixture([alone]), Mixture([apart])
+        train, held_out = Mixture([own]), Mixture([apart])
     return train, Mixture([evenly(held_out, data.eval_most)])
 
 

@@ -36,7 +36,15 @@ from mlingo_jax.training.record import Record
 from mlingo_jax.training.run import changes_since, check_config, check_run, write_run
 from mlingo_jax.training.setup import RunSetup, overview, set_up
 from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
-from mlingo_jax.training.step import METRICS, Metrics, TrainState, compile_eval_step, compile_train_step, init_state
+from mlingo_jax.training.step import (
+    METRICS,
+    Metrics,
+    Schedule,
+    TrainState,
+    compile_eval_step,
+    compile_train_step,
+    init_state,
+)
 from mlingo_jax.weights.checksum import weights_checksum
 
 # Fields of a batch that stay on the host.
@@ -138,8 +146,8 @@ class Loop:
         self._watch = LossMonitor(config.log.spike, saved.watch if saved else {})
         unreadable = saved.unreadable if saved else []
         self._unreadable = Unreadable(setup.clips, config.data.max_bad_fraction, progress.warn, unreadable)
-        self._train_step = compile_train_step(setup.networks, config, mesh)
-        self._eval_step = compile_eval_step(setup.networks, config, mesh)
+        self._train_step = compile_train_step(setup.networks, Schedule.of(config), mesh)
+        self._eval_step = compile_eval_step(setup.networks, mesh)
 
     def run(self) -> None:
         """From the first step, or the one after a checkpoint, to the last.
@@ -198,7 +206,7 @@ class Loop:
 
     def _begin(self) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
         saved = self._saved
-        state, batches = init_state(self._setup.adapter, self._config), self._setup.train_batches()
+        state, batches = init_state(self._setup.adapter, self._config.optim), self._setup.train_batches()
         if not saved:
             return replicate(state, self._mesh), batches
         opt_state: Any = with_opt_state(state.opt_state, saved.optimizer["opt_state"])

@@ -7,8 +7,7 @@ whose clips have all been encoded does not load the encoder at all.
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,13 @@ from mlingo_jax.data.stored import Audio, duration
 from mlingo_jax.data.unreadable import named
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FINGERPRINT, FeatureCache, Fingerprint
-from mlingo_jax.features.crops import Crops
-from mlingo_jax.features.encode import SECONDS, AudioEncoder
+from mlingo_jax.features.encode import AudioEncoder
 from mlingo_jax.features.fill import fill_cache, find_encoded
 from mlingo_jax.features.sources import CachedFeatures, OnlineAudio
+from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.files import write_atomic
 from mlingo_jax.models.pooling import pooled_length
 from mlingo_jax.processes import broadcast, is_primary
-from mlingo_jax.settings import Config
-from mlingo_jax.training.run import check_run
 from mlingo_jax.training.sharding import local_mesh
 from mlingo_jax.weights.folders import find
 from mlingo_jax.weights.load import Tower, load_tower
@@ -44,7 +41,7 @@ class RunMusic:
     """A run's music.
 
     music: where rows get it from.
-    width: of the features, D; states: how many hidden states they keep apart (None: their mean).
+    embed_dim: of the features, D; states: how many hidden states they keep apart (None: their mean).
     identity: the encoder's; folder: where it is ("" if that is not known any more).
     tower: the encoder itself, if it is needed in the steps.
     unreadable: clips that could not be read, and why.
@@ -61,30 +58,27 @@ class RunMusic:
     audio: str | None
 
 
-def cache_folder(config: Config) -> Path:
-    """Where the run's feature cache is, or will be."""
-    beside = config.data.data_dir if config.data.datasets else config.workdir
-    return Path(config.data.features or Path(beside) / "features")
-
-
-def encoded_clips(config: Config) -> FeatureCache | tuple[()]:
+def encoded_clips(spec: FeatureSpec) -> FeatureCache | tuple[()]:
     """The clips whose features are there already, so that their audio need not be."""
-    folder = cache_folder(config)
-    used = not config.data.encode_in_step and (folder / FINGERPRINT).exists()
-    return FeatureCache(folder) if used else ()
+    used = not spec.online and (spec.cache / FINGERPRINT).exists()
+    return FeatureCache(spec.cache) if used else ()
 
 
-def open_music(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> RunMusic:
+def open_music(
+    spec: FeatureSpec, clips: Mapping[str, Audio], mesh: Mesh, check: Callable[[Mapping[str, Any]], None]
+) -> RunMusic:
     """The music of these clips; encodes those that have not been encoded yet, unless that is the steps' work.
+
+    check: is shown the encoder's identity before any clip is encoded; raises to refuse it.
 
     Raises:
         UserError: the encoder cannot be loaded or is not named; clips cannot be read; the cache is of another kind.
     """
-    return _encoded_in_step(config, clips, mesh) if config.data.encode_in_step else _encoded_before(config, clips)
+    return _encoded_in_step(spec, clips, mesh) if spec.online else _encoded_before(spec, clips, check)
 
 
 def encode_clips(
-    config: Config, clips: Mapping[str, Audio], tower: Tower, mesh: Mesh
+    spec: FeatureSpec, clips: Mapping[str, Audio], tower: Tower, mesh: Mesh
 ) -> tuple[FeatureCache, dict[str, str]]:
     """The run's cache with all clips that can be read, and why the others cannot; several processes share the work.
 
@@ -94,64 +88,33 @@ def encode_clips(
         UserError: see `mlingo_jax.features.fill.fill_cache`; the message names what sets a cache of another kind apart.
     """
     audio = AudioSettings.from_folder(tower.folder)
-    kind = encoding_settings(config)
     encoder = AudioEncoder(
         tower.graphdef,
         tower.params,
         tower.config,
         audio,
-        frames_per_token=kind["frames_per_token"],
-        seconds=kind["seconds"],
-        per_layer=kind["per_layer"],
+        frames_per_token=spec.frames_per_token,
+        seconds=spec.chunk_seconds,
+        per_layer=spec.per_layer,
         mesh=mesh,
     )
-    fingerprint = Fingerprint.of(tower.identity, audio, **kind)
+    fingerprint = Fingerprint.of(tower.identity, audio, **spec.kind)
     cache, unreadable = fill_cache(
         clips,
         encoder,
-        cache_folder(config),
+        spec.cache,
         fingerprint,
         minimum=tower.config.receptive_field,
-        max_bad_fraction=config.data.max_bad_fraction,
+        max_bad_fraction=spec.max_bad_fraction,
     )
     if is_primary():
-        _remember(config, cache.folder)
+        _remember(spec.encoder, cache.folder)
     return cache, unreadable
 
 
-def _remember(config: Config, folder: Path) -> None:
-    memory = {"path": lasting(config.mert.path), "files": _files(config.mert.path)}
+def _remember(encoder: str, folder: Path) -> None:
+    memory = {"path": lasting(encoder), "files": _files(encoder)}
     write_atomic(folder / ENCODER, [json.dumps(memory, indent=2), "\n"])
-
-
-def fixed_crops(config: Config) -> Crops | None:
-    """The crops that a run trains on; None if they are drawn anew or clips are encoded as a whole."""
-    data = config.data
-    return Crops(data.crops, data.crop_seconds, data.crop_seed) if data.crops else None
-
-
-def encoding_settings(config: Config) -> dict[str, Any]:
-    """How a run's cached features are made, apart from the encoder: fields of `Fingerprint`."""
-    data = config.data
-    return {
-        "frames_per_token": config.mert.frames_per_token,
-        "seconds": piece_seconds(config),
-        "per_layer": config.adapter.layer_weights,
-        "stored": data.store,
-        "crops": data.crops,
-        "crop_seed": data.crop_seed if data.crops else 0,
-    }
-
-
-def piece_seconds(config: Config) -> float:
-    """How much of a clip is encoded at once: a crop whole, in a step and before."""
-    most = most_seconds(config)
-    return SECONDS if most == math.inf else most
-
-
-def most_seconds(config: Config) -> float:
-    """How much of a clip is encoded for one row, at most."""
-    return config.data.crop_seconds if config.data.encode_in_step or config.data.crops else math.inf
 
 
 def mean_seconds(examples: Examples, *, most: float) -> float | None:
@@ -167,39 +130,41 @@ def lasting(source: str) -> str:
     return str(path.resolve()) if path.exists() else source
 
 
-def _encoded_in_step(config: Config, clips: Mapping[str, Audio], mesh: Mesh) -> RunMusic:
-    tower = load_encoder(config, mesh)
-    frames_per_token, frames = config.mert.frames_per_token, tower.config.frames
+def _encoded_in_step(spec: FeatureSpec, clips: Mapping[str, Audio], mesh: Mesh) -> RunMusic:
+    tower = load_encoder(spec, mesh)
+    frames = tower.config.frames
     music = OnlineAudio(
         AudioSettings.from_folder(tower.folder),
-        config.data.crop_seconds,
-        tokens=lambda samples: pooled_length(frames(samples), frames_per_token),
+        spec.crop_seconds,
+        tokens=lambda samples: pooled_length(frames(samples), spec.frames_per_token),
         minimum=tower.config.receptive_field,
-        crops=fixed_crops(config),
+        crops=spec.fixed_crops,
     )
-    states = tower.config.states if config.adapter.layer_weights else None
-    path = lasting(config.mert.path)
+    states = tower.config.states if spec.per_layer else None
+    path = lasting(spec.encoder)
     return RunMusic(music, tower.config.embed_dim, states, tower.identity, path, tower, {}, _prepared(clips))
 
 
-def _encoded_before(config: Config, clips: Mapping[str, Audio]) -> RunMusic:
-    folder, unreadable = cache_folder(config), {}
+def _encoded_before(
+    spec: FeatureSpec, clips: Mapping[str, Audio], check: Callable[[Mapping[str, Any]], None]
+) -> RunMusic:
+    folder, unreadable = spec.cache, {}
     # The first process judges for all: where each has the encoder's files on a disk of its own, their times differ.
-    complete, versions = broadcast(_find_complete(config, clips) if is_primary() else (False, {}))
+    complete, versions = broadcast(_find_complete(spec, clips) if is_primary() else (False, {}))
     if complete:
         cache = FeatureCache(folder, versions)
     else:
         mesh = local_mesh()
         with jax.set_mesh(mesh):
-            tower = load_encoder(config, mesh)
-            check_run(Path(config.workdir), {"mert": {"identity": tower.identity}}, ("mert.identity",))
-            cache, unreadable = encode_clips(config, clips, tower, mesh)
+            tower = load_encoder(spec, mesh)
+            check(tower.identity)
+            cache, unreadable = encode_clips(spec, clips, tower, mesh)
     if len(unreadable) == len(clips):
         raise UserError(f"{folder}: not one clip can be read: {named(unreadable.values())}")
     encoded = [clip for clip in clips if clip not in unreadable]
     music = CachedFeatures(cache, encoded)
-    states = music.shape[0] if config.adapter.layer_weights else None
-    path = lasting(config.mert.path) if config.mert.path else _remembered(folder).get("path", "")
+    states = music.shape[0] if spec.per_layer else None
+    path = lasting(spec.encoder) if spec.encoder else _remembered(folder).get("path", "")
     return RunMusic(
         music, music.shape[-1], states, cache.fingerprint.encoder, path, None, unreadable, cache.audio(encoded)
     )
@@ -212,29 +177,29 @@ def _prepared(clips: Mapping[str, Audio]) -> str | None:
     return hashlib.sha256("\n".join(map(digest_audio, clips.values())).encode()).hexdigest()
 
 
-def _find_complete(config: Config, clips: Mapping[str, Audio]) -> tuple[bool, dict[str, str]]:
+def _find_complete(spec: FeatureSpec, clips: Mapping[str, Audio]) -> tuple[bool, dict[str, str]]:
     """Whether the features of all clips, as their audio is now, are cached and of this run's kind, as far as that is
     seen without the encoder; and which are meant (`find_encoded`).
     """
-    cache = encoded_clips(config)
-    if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips) or not _is_own(config, cache):
+    cache = encoded_clips(spec)
+    if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips) or not _is_own(spec, cache):
         return False, {}
     held, versions = find_encoded(clips, cache.folder)
     return all(held), versions
 
 
-def _is_own(config: Config, cache: FeatureCache) -> bool:
+def _is_own(spec: FeatureSpec, cache: FeatureCache) -> bool:
     made = cache.fingerprint
-    same = all(getattr(made, name) == value for name, value in encoding_settings(config).items())
-    known = not config.mert.path or _remembered(cache.folder).get("files") == _files(config.mert.path)
-    return same and known and made.encoder.get("dtype") == config.mert.dtype
+    same = all(getattr(made, name) == value for name, value in spec.kind.items())
+    known = not spec.encoder or _remembered(cache.folder).get("files") == _files(spec.encoder)
+    return same and known and made.encoder.get("dtype") == spec.dtype
 
 
-def load_encoder(config: Config, mesh: Mesh) -> Tower:
+def load_encoder(spec: FeatureSpec, mesh: Mesh) -> Tower:
     """The encoder. Raises UserError if it is not named or cannot be loaded."""
-    if not config.mert.path:
+    if not spec.encoder:
         raise UserError("config.mert.path is empty: name the encoder, a folder or a hub id, to encode the clips with")
-    return load_tower(config.mert.path, kind="mert", dtype=config.mert.dtype, mesh=mesh)
+    return load_tower(spec.encoder, kind="mert", dtype=spec.dtype, mesh=mesh)
 
 
 def _remembered(folder: Path) -> dict[str, Any]:

@@ -164,6 +164,11 @@ def _rounded(identity: Mapping[str, str]) -> str | None:
     return identity.get("weights") if identity.get("dtype") == "bfloat16" else identity.get("rounded")
 
 
+def check_encoder(workdir: Path, identity: Mapping[str, Any]) -> None:
+    """If the workdir holds a run, refuses another encoder than the run's. Raises as `check_run`."""
+    check_run(workdir, {"mert": {"identity": identity}}, ("mert.identity",))
+
+
 def changes_since(workdir: Path, run: Mapping[str, Any]) -> list[str]:
     """What differs from when the run began, of what changes losses by rounding alone: versions, devices, flags."""
     rounding = ("versions", "devices", "commit", "flags")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import grain
@@ -19,15 +20,16 @@ from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.statistics import example_statistics, row_sizes
 from mlingo_jax.data.unreadable import named
 from mlingo_jax.errors import UserError
+from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.runs.folder import read_run, run_of
 from mlingo_jax.settings import Config
 from mlingo_jax.training.examples import lay_out, read_examples, reading_threads, train_batches
-from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, most_seconds, open_music
+from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, open_music
 from mlingo_jax.training.optim import Params
-from mlingo_jax.training.run import describe_data, describe_run, prompt_settings, require_towers
+from mlingo_jax.training.run import check_encoder, describe_data, describe_run, prompt_settings, require_towers
 from mlingo_jax.training.sharding import check_batch, reading_share
 from mlingo_jax.training.step import Networks
 from mlingo_jax.weights.checksum import weights_checksum
@@ -82,7 +84,8 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
     prompt = open_prompt(files, prompt_settings(config), opened.config.vocab_size)
     train, held_out = read_examples(config)
     statistics = example_statistics(Mixture([train, held_out]), prompt)
-    music = open_music(config, statistics.clips, mesh)
+    spec = FeatureSpec.of(config)
+    music = open_music(spec, statistics.clips, mesh, lambda identity: check_encoder(Path(config.workdir), identity))
     if music.unreadable:
         encoded = np.array([clip not in music.unreadable for clip in statistics.clips])[statistics.clip]
         train, held_out = train.where(encoded[: len(train)]), held_out.where(encoded[len(train) :])
@@ -95,7 +98,7 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
     sizes = row_sizes(statistics, music.music)
     layout = lay_out(config, train, held_out, sizes)
     graph, adapter = _make_adapter(config, music, llm)
-    networks = Networks(adapter=graph, llm=llm.graphdef, mert=None, per_layer=config.adapter.layer_weights)
+    networks = Networks(graph, llm.graphdef, None, spec.per_layer, spec.frames_per_token, config.llm.remat)
     frozen = {"llm": llm.params}
     if music.tower is not None:
         networks = dataclasses.replace(networks, mert=music.tower.graphdef)
@@ -129,7 +132,7 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
         ),
         clips=len(statistics.clips),
         row_examples=layout.row_examples,
-        seconds=mean_seconds(train, most=most_seconds(config)),
+        seconds=mean_seconds(train, most=spec.row_seconds),
         notes=[
             *_notes(len(train), len(held_out), int(statistics.truncated.sum()), sizes.mean, layout.length, music),
             *statistics.notes(),

@@ -20,7 +20,7 @@ from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.mert import Mert
 from mlingo_jax.models.musilingo import answer_loss
-from mlingo_jax.settings import Config
+from mlingo_jax.settings import Config, OptimConfig
 from mlingo_jax.training.optim import Params, adamw, learning_rate
 
 Batch = Mapping[str, Array]
@@ -53,27 +53,44 @@ class Networks:
     """The static halves of the networks (`nnx.split`); without `mert`, batches bring `music` along.
 
     per_layer: the adapter weighs the encoder's hidden states itself, so features keep them apart.
+    frames_per_token: encoder frames averaged into one music token. remat: see `mlingo_jax.models.llama.REMAT`.
     """
 
     adapter: nnx.GraphDef[Adapter]
     llm: nnx.GraphDef[Llama]
     mert: nnx.GraphDef[Mert] | None
     per_layer: bool
+    frames_per_token: int
+    remat: str
 
 
-def init_state(adapter: Params, config: Config) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When and how the adapter is updated: by `optim`, every `accumulate`-th of `steps` micro-steps."""
+
+    optim: OptimConfig
+    steps: int
+    accumulate: int
+
+    @classmethod
+    def of(cls, config: Config) -> "Schedule":
+        """That of a run."""
+        return cls(config.optim, config.steps, config.accumulate)
+
+
+def init_state(adapter: Params, optim: OptimConfig) -> TrainState:
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         adapter=adapter,
-        opt_state=adamw(config.optim).init(adapter),
+        opt_state=adamw(optim).init(adapter),
         gradient=jax.tree.map(jnp.zeros_like, adapter),
         token_count=jnp.zeros((), jnp.float32),
     )
 
 
 def loss_sum(
-    adapter: Params, frozen: Mapping[str, Params], batch: Batch, networks: Networks, config: Config
+    adapter: Params, frozen: Mapping[str, Params], batch: Batch, networks: Networks
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The loss summed over the batch's answer tokens, and their number; encodes the audio if the batch brings any."""
     if networks.mert is None:
@@ -83,7 +100,7 @@ def loss_sum(
         music = mert.features(
             batch["waveform"],
             batch["waveform_length"],
-            frames_per_token=config.mert.frames_per_token,
+            frames_per_token=networks.frames_per_token,
             per_layer=networks.per_layer,
         )
     llm = nnx.merge(networks.llm, nnx.State(frozen["llm"]))
@@ -92,14 +109,14 @@ def loss_sum(
         nnx.merge(networks.adapter, nnx.State(adapter)),
         batch,
         jax.lax.stop_gradient(music),
-        remat=config.llm.remat,
+        remat=networks.remat,
     )
 
 
 def train_step(
-    state: TrainState, frozen: Mapping[str, Params], batch: Batch, *, networks: Networks, config: Config
+    state: TrainState, frozen: Mapping[str, Params], batch: Batch, *, networks: Networks, schedule: Schedule
 ) -> tuple[TrainState, Metrics]:
-    """One micro-step; every `config.accumulate`-th one updates the adapter.
+    """One micro-step; every `schedule.accumulate`-th one updates the adapter.
 
     An update's gradient is that of (loss sum) / (number of answer tokens) over all its micro-batches, so it does not
     depend on how the examples fall into them. A micro-step whose loss or gradient is not finite changes nothing but
@@ -108,9 +125,7 @@ def train_step(
     Metrics, float32 scalars: loss (of this micro-batch), tokens (its answer tokens), learning_rate, gradient_norm (of
     the mean gradient gathered since the last update, before clipping), update_norm (0 between updates), parameter_norm.
     """
-    (total, tokens), gradient = jax.value_and_grad(loss_sum, has_aux=True)(
-        state.adapter, frozen, batch, networks, config
-    )
+    (total, tokens), gradient = jax.value_and_grad(loss_sum, has_aux=True)(state.adapter, frozen, batch, networks)
     gathered = dataclasses.replace(
         state, gradient=jax.tree.map(jnp.add, state.gradient, gradient), token_count=state.token_count + tokens
     )
@@ -119,10 +134,10 @@ def train_step(
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), gathered, state)
     kept = dataclasses.replace(kept, step=state.step + 1)
 
-    rate = learning_rate(state.step, config.optim, config.steps)
+    rate = learning_rate(state.step, schedule.optim, schedule.steps)
 
     def update(state: TrainState) -> tuple[TrainState, Array]:
-        change, opt_state = adamw(config.optim).update(_mean_gradient(state), state.opt_state, state.adapter)
+        change, opt_state = adamw(schedule.optim).update(_mean_gradient(state), state.opt_state, state.adapter)
         change = jax.tree.map(lambda c: rate * c, change)
         updated = TrainState(
             step=state.step,
@@ -136,7 +151,7 @@ def train_step(
     def keep(state: TrainState) -> tuple[TrainState, Array]:
         return state, jnp.zeros_like(norm)
 
-    due = (kept.step % config.accumulate == 0) & (kept.token_count > 0)
+    due = (kept.step % schedule.accumulate == 0) & (kept.token_count > 0)
     new, update_norm = jax.lax.cond(due, update, keep, kept)
     metrics = {
         "loss": loss,
@@ -150,23 +165,23 @@ def train_step(
 
 
 def compile_train_step(
-    networks: Networks, config: Config, mesh: Mesh
+    networks: Networks, schedule: Schedule, mesh: Mesh
 ) -> Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Metrics]]:
     """`train_step` jitted for a mesh: the state donated and on every device whole, like the metrics."""
 
     def step(state: TrainState, frozen: Mapping[str, Params], batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(state, frozen, batch, networks=networks, config=config)
+        return train_step(state, frozen, batch, networks=networks, schedule=schedule)
 
     return jax.jit(step, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
 
 
 def compile_eval_step(
-    networks: Networks, config: Config, mesh: Mesh
+    networks: Networks, mesh: Mesh
 ) -> Callable[[Params, Mapping[str, Params], Batch], tuple[Array, Array]]:
     """`loss_sum` jitted for a mesh: (adapter, frozen, batch) -> (loss sum, number of answer tokens)."""
 
     def step(adapter: Params, frozen: Mapping[str, Params], batch: Batch) -> tuple[Array, Array]:
-        return loss_sum(adapter, frozen, batch, networks, config)
+        return loss_sum(adapter, frozen, batch, networks)
 
     return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
 

@@ -1,0 +1,81 @@
+"""How music features are made, and where they are kept: what a run, `prepare features` and a plan have to agree on."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from mlingo_jax.features.crops import Crops
+from mlingo_jax.features.encode import SECONDS
+from mlingo_jax.settings import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSpec:
+    """How the features of a clip are made.
+
+    encoder, dtype: the encoder's folder or hub id, and what it computes in.
+    frames_per_token: encoder frames averaged into one music token.
+    per_layer: whether the encoder's hidden states are kept apart, for an adapter that weighs them.
+    online: encoded in every step, from audio; else once, into `cache`, with numbers of the dtype `stored`.
+    crops, crop_seconds, crop_seed: how many fixed crops of each clip, their length, and which; 0: none are fixed.
+    max_bad_fraction: share of clips that may be unreadable.
+    """
+
+    encoder: str
+    dtype: str
+    frames_per_token: int
+    per_layer: bool
+    online: bool
+    crops: int
+    crop_seconds: float
+    crop_seed: int
+    stored: str
+    cache: Path
+    max_bad_fraction: float
+
+    @classmethod
+    def of(cls, config: Config) -> "FeatureSpec":
+        """That of a training run."""
+        data = config.data
+        beside = data.data_dir if data.datasets else config.workdir
+        return cls(
+            encoder=config.mert.path,
+            dtype=config.mert.dtype,
+            frames_per_token=config.mert.frames_per_token,
+            per_layer=config.adapter.layer_weights,
+            online=data.encode_in_step,
+            crops=data.crops,
+            crop_seconds=data.crop_seconds,
+            crop_seed=data.crop_seed,
+            stored=data.store,
+            cache=Path(data.features or Path(beside) / "features"),
+            max_bad_fraction=data.max_bad_fraction,
+        )
+
+    @property
+    def row_seconds(self) -> float:
+        """How much of a clip is encoded for one row, at most."""
+        return self.crop_seconds if self.online or self.crops else math.inf
+
+    @property
+    def chunk_seconds(self) -> float:
+        """How much of a clip is encoded at once: a crop whole, in a step and before."""
+        return SECONDS if self.row_seconds == math.inf else self.row_seconds
+
+    @property
+    def fixed_crops(self) -> Crops | None:
+        """The crops that rows are drawn from; None if they are drawn anew or clips are encoded as a whole."""
+        return Crops(self.crops, self.crop_seconds, self.crop_seed) if self.crops else None
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What tells a cache's features from others of the same encoder: fields of `Fingerprint`."""
+        return {
+            "frames_per_token": self.frames_per_token,
+            "seconds": self.chunk_seconds,
+            "per_layer": self.per_layer,
+            "stored": self.stored,
+            "crops": self.crops,
+            "crop_seed": self.crop_seed if self.crops else 0,
+        }
