@@ -61,7 +61,8 @@ def load_run_adapter(source: str | Path) -> tuple[dict[str, Any], dict[str, Any]
         return read_checkpoint(folder, run.get("id"), int(folder.name)).adapter, run
     except Exception as error:
         # As in `restore`.
-        raise UserError(f"{source}: not a good checkpoint ({first_line(error)}); name another one, or the run") from error
+        reason = first_line(error)
+        raise UserError(f"{source}: not a good checkpoint ({reason}); name another one, or the run") from error
 
 
 def restore(workdir: str | Path) -> CheckpointState | None:
