@@ -260,3 +260,49 @@ def test_empty_answers_are_counted_and_scored_as_they_are(tmp_path):
     report = read_report(tmp_path / "out")
     assert report["counts"]["empty_answers"] == 2
     assert "6 answers about 6 clips, 2 of them empty" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def guessing(tmp_path_factory, nltk_data) -> Path:
+    """An evaluation of a system that guesses."""
+    folder = tmp_path_factory.mktemp("guessing")
+    (folder / "guesses.json").write_text(json.dumps(rows(listens=False)[2:]))
+    evaluate("--answers", folder / "guesses.json", "--output", folder / "out", "--nltk_data", nltk_data)
+    return folder / "out"
+
+
+def test_systems_are_compared_on_what_they_share(output, guessing, tmp_path, capsys):
+    main(["compare", str(output), str(guessing), "--output", str(tmp_path)])
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert comparison["counts"] == {"examples": 22, "clips": 22}
+    assert comparison["of"] == {"ours_MusicCaps": 24, "guesses": 22}
+    entry = comparison["metrics"]["standard.rouge_l"]
+    (difference,) = entry["differences"]
+    better, worse = (entry["systems"][name]["value"] for name in comparison["of"])
+    assert difference["score"]["value"] == pytest.approx(better - worse)
+    assert 0 < difference["score"]["interval"][0] < difference["score"]["value"] < difference["score"]["interval"][1]
+    assert difference["score"]["chance"] < 0.05
+    page = (tmp_path / "comparison.md").read_text()
+    assert "ours_MusicCaps - guesses" in page
+    assert page in capsys.readouterr().out
+
+
+def test_a_system_does_not_differ_from_itself(output, tmp_path):
+    main(["compare", str(output), str(output), "--output", str(tmp_path)])
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert list(comparison["of"]) == ["ours_MusicCaps (1)", "ours_MusicCaps (2)"]
+    for entry in comparison["metrics"].values():
+        assert entry["differences"][0]["score"] == {"value": 0, "interval": [0, 0], "chance": 1}
+
+
+def test_what_cannot_be_compared_is_said(output, tmp_path):
+    with pytest.raises(UserError, match="no finished evaluation there"):
+        main(["compare", str(output), str(tmp_path)])
+    with pytest.raises(UserError, match="nothing to compare it with"):
+        main(["compare", str(output)])
+    (tmp_path / "others.json").write_text(
+        json.dumps([{"clip": str(i), "answer": "a", "reference": "b"} for i in range(3)])
+    )
+    evaluate("--answers", tmp_path / "others.json", "--output", tmp_path / "others")
+    with pytest.raises(UserError, match="have no question with the same clip and true answer in common"):
+        main(["compare", str(output), str(tmp_path / "others")])

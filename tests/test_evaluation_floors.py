@@ -123,8 +123,9 @@ def test_the_gap_tells_listening_from_none(gain, listens):
 
 
 def test_chance_is_two_sided():
-    assert chance_probability(np.array([1.0, 2, 3, 4])) == 0
-    assert chance_probability(np.array([-1.0, 2, 3, 4])) == 0.5
+    assert chance_probability(np.array([1.0, 2, 3, 4])) == 2 / 5
+    assert chance_probability(np.arange(1.0, 1000)) == 2 / 1000
+    assert chance_probability(np.array([-1.0, 2, 3, 4])) == 4 / 5
     assert chance_probability(np.array([-1.0, 1])) == 1
 
 

@@ -44,12 +44,8 @@ def fingerprint(*values: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def count_duplicates(answers: Sequence[Answer]) -> int:
-    """How many answers are there again with the same clip, question, reference and text.
-
-    Raises:
-        UserError: one question about one clip has the same reference, but different answers.
-    """
+def require_one_answer(answers: Sequence[Answer]) -> None:
+    """Raises UserError if one question about one clip has the same reference, but different answers."""
     texts: dict[tuple[str, str, str], Answer] = {}
     for answer in answers:
         first = texts.setdefault((answer.clip, answer.question, answer.reference), answer)
@@ -58,7 +54,6 @@ def count_duplicates(answers: Sequence[Answer]) -> int:
                 f"{answer.where}: the question {answer.question!r} about {answer.clip!r} is answered here and, "
                 f"differently, at {first.where}; keep one of the answers"
             )
-    return len(answers) - len(texts)
 
 
 def listed(names: Iterable[str]) -> str:

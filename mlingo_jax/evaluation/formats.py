@@ -29,6 +29,10 @@ QUESTION = ("question", "instruction", "prompt")
 SOURCE = ("source", "dataset")
 
 
+CHOICES = ("muchomusic", "rul", "choices")
+"""The formats of answers to multiple-choice questions."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AnswerFile:
     """A file's rows and what they are: "table", "caption", "cmi_bench", "muchomusic", "rul" or "choices"."""
@@ -44,7 +48,7 @@ def read_file(path: Path) -> AnswerFile:
     Raises:
         UserError: it is missing, empty or damaged, or no known format has such fields.
     """
-    rows = list(_rows(path))
+    rows = list(read_rows(path))
     return AnswerFile(path, _format(rows[0][1], rows[0][0]), rows)
 
 
@@ -80,7 +84,8 @@ def read_table(file: AnswerFile) -> list[Answer]:
     return answers
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """("file:line", fields) of each row of a csv, a jsonl or a JSON list. Raises UserError for none of these."""
     if path.suffix == ".csv":
         rows = list(read_csv(path, ()))
         if not rows:

@@ -41,6 +41,9 @@ def interval(values: Float[np.ndarray, "B"]) -> list[float]:
 
 
 def chance_probability(differences: Float[np.ndarray, "B"]) -> float:
-    """How likely a difference at least as clear of zero would be by chance (two-sided, by the bootstrap)."""
-    below, above = (differences <= 0).mean(), (differences >= 0).mean()
-    return float(min(1.0, 2 * min(below, above)))
+    """How likely a difference at least as clear of zero would be by chance: two-sided, by the bootstrap.
+
+    Never 0: of B resamples none shows less than 2 / (B + 1).
+    """
+    fewest = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(min(1.0, 2 * (fewest + 1) / (len(differences) + 1)))

@@ -11,8 +11,19 @@ FAMILIES: Mapping[str, str] = {
     "METEOR, recall of ROUGE-L and of BERTScore. Not to be compared with the standard metrics.",
     "standard": "As the captioning field uses the names: corpus BLEU on words, METEOR, F1 of ROUGE-L and of BERTScore, "
     "CIDEr-D (whose usual scale goes to 10, so to 1,000 here).",
+    "choice": "Multiple choice by generated text: `text` reads the answers by the benchmark's own rule, `text_strict` "
+    "takes nothing but a letter or an option's text, `followed` is how often the benchmark's rule finds an option at "
+    "all. Shuffled answers choose the same positions in other questions.",
+    "judge": "Grades by a language model that sees question, reference and answer: 1 counts as 0, 5 as 100. Its floor "
+    "is what it gives the same answers, shuffled.",
 }
-_FLOORS: Mapping[str, str] = {"constant": "one answer", "training": "training answers"}
+_FLOORS: Mapping[str, str] = {
+    "constant": "one answer",
+    "training": "training answers",
+    "longest": "longest option",
+    "first": "first option",
+    "chance": "chance",
+}
 _LONGEST = 600
 
 
@@ -34,7 +45,9 @@ def render(report: Mapping[str, Any], figures: Sequence[str]) -> str:
     if report["missing"]:
         lines += ["", "## Missing", "", *(f"- `{name}`: {why}" for name, why in report["missing"].items())]
     lines += ["", *(f"![{name.removesuffix('.png')}]({name})" for name in figures)]
-    lines += [*_parts("By question", report["by_question"]), *_parts("By source", report["by_source"])]
+    for name in report:
+        if name.startswith("by_"):
+            lines += _parts(name.replace("_", " ").capitalize(), report[name])
     lines += [*_described(report), *_shown(report["shown"])]
     settings = json.dumps(report["settings"], indent=2, ensure_ascii=False)
     return "\n".join([*lines, "", "## Settings", "", "```json", settings, "```", ""])
@@ -56,9 +69,9 @@ def table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     head = ["metric", "score", "shuffled", *(_FLOORS[floor] for floor in floors), "gap", "gap / score"]
     rows = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for name, entry in metrics.items():
-        score = f"**{_percent(entry['value'])}** {_brackets(entry['interval'])}"
-        shuffled = f"{_percent(entry['shuffled']['mean'])} ± {_percent(entry['shuffled']['deviation'])}"
-        others = [_percent(entry[floor]["mean"]) if floor in entry else "" for floor in floors]
+        score = f"**{percent(entry['value'])}** {brackets(entry['interval'])}"
+        shuffled = f"{percent(entry['shuffled']['mean'])} ± {percent(entry['shuffled']['deviation'])}"
+        others = [percent(entry[floor]["mean"]) if floor in entry else "" for floor in floors]
         share = f"{entry['gap']['value'] / entry['value']:.1%}" if entry["value"] else ""
         rows.append(f"| {' | '.join([name.partition('.')[2], score, shuffled, *others, _gap(entry['gap']), share])} |")
     return rows
@@ -73,7 +86,7 @@ def _parts(title: str, parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines += [f"|  | answers | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
     for label, part in parts.items():
         cells = [
-            f"{_percent(entry['value'])} / {_percent(entry['shuffled']['mean'])}, {_gap(entry['gap'])}"
+            f"{percent(entry['value'])} / {percent(entry['shuffled']['mean'])}, {_gap(entry['gap'])}"
             for entry in (part["metrics"][name] for name in names)
         ]
         lines.append(f"| {_cell(label or '(none)')} | {part['counts']['examples']:,} | {' | '.join(cells)} |")
@@ -101,7 +114,7 @@ def _shown(shown: Mapping[str, Any]) -> list[str]:
     for side in ("best", "worst") if shown else ():
         lines += ["", f"## The {side} answers, by {shown['by']}"]
         for one in shown[side]:
-            lines += ["", f"`{one['clip']}` {_percent(one['score'])} {_cut(one['question'])}", ""]
+            lines += ["", f"`{one['clip']}` {percent(one['score'])} {_cut(one['question'])}", ""]
             lines += [f"- *reference:* {_cut(one['reference'])}", f"- *answer:* {_cut(one['answer']) or '(empty)'}"]
     return lines
 
@@ -112,12 +125,12 @@ def _noted(counts: Mapping[str, int]) -> str:
     return "".join(f", {note}" for note in notes)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     return f"{100 * value:.1f}" if abs(value) >= 0.01 or value == 0 else f"{100 * value:.2f}"
 
 
-def _brackets(interval: Sequence[float]) -> str:
-    return f"[{_percent(interval[0])}, {_percent(interval[1])}]"
+def brackets(interval: Sequence[float]) -> str:
+    return f"[{percent(interval[0])}, {percent(interval[1])}]"
 
 
 def _gap(gap: Mapping[str, Any]) -> str:

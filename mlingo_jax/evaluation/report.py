@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mlingo_jax.evaluation.answers import Answer, count_duplicates
+from mlingo_jax.evaluation.answers import Answer
 from mlingo_jax.evaluation.intervals import Resamples, interval
 from mlingo_jax.evaluation.standard import describe
-from mlingo_jax.evaluation.statistics import Scored, Value, value_of
+from mlingo_jax.evaluation.statistics import Scored, Value, select, value_of
 
 OTHER_QUESTIONS = "other questions"
 # A question that is asked about a tenth of a source's clips stands for itself; all others are counted together.
@@ -25,21 +25,23 @@ Metrics = dict[str, dict[str, Any]]
 
 
 def build_report(
-    examples: Sequence[Answer], scored: Mapping[str, Scored], missing: Mapping[str, str], settings: Mapping[str, Any]
+    examples: Sequence[Answer],
+    scored: Mapping[str, Scored],
+    missing: Mapping[str, str],
+    settings: Mapping[str, Any],
+    parts: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """report.json's values. All numbers are fractions, but for CIDEr-D, which goes to 10.
 
     Args:
         examples: the N answers. scored: their statistics, by metric. missing: why other metrics are not there.
-        settings: all that the numbers depend on.
+        settings: all that the numbers depend on. parts: how to divide the examples, as {"by_source": each one's}.
     """
-    counts = _counts(examples)
     return {
-        "counts": {**counts, "duplicates": count_duplicates(examples)},
+        "counts": {**_counts(examples), "duplicates": len(examples) - len(set(examples))},
         "missing": dict(missing),
         "metrics": summarise_all(examples, scored),
-        "by_question": _by(question_types(examples), examples, scored),
-        "by_source": _by([example.source for example in examples], examples, scored),
+        **{name: _by(labels, examples, scored) for name, labels in parts.items()},
         "answers": describe([example.answer for example in examples]),
         "references": describe([example.reference for example in examples]),
         "shown": _extremes(examples, scored),
@@ -92,14 +94,9 @@ def _by(labels: Sequence[str], examples: Sequence[Answer], scored: Mapping[str, 
         some = [examples[i] for i in where]
         parts[label] = {
             "counts": _counts(some),
-            "metrics": summarise_all(some, {name: _some(one, where) for name, one in scored.items()}),
+            "metrics": summarise_all(some, {name: select(one, where) for name, one in scored.items()}),
         }
     return parts
-
-
-def _some(scored: Scored, where: Sequence[int]) -> Scored:
-    floors = {name: drawn[:, where] for name, drawn in scored.floors.items()}
-    return Scored(scored.own[where], scored.shuffled[:, where], floors)
 
 
 def _counts(examples: Sequence[Answer]) -> dict[str, int]:

@@ -6,37 +6,72 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlingo_jax.evaluation.answers import Answer, write_answers
+from mlingo_jax.evaluation.answers import Answer, require_one_answer, write_answers
+from mlingo_jax.evaluation.choices import Choice, score_choices
 from mlingo_jax.evaluation.figures import draw_gaps, draw_scores
 from mlingo_jax.evaluation.floors import SHUFFLES
 from mlingo_jax.evaluation.intervals import RESAMPLES
+from mlingo_jax.evaluation.judge import Judge, judge_answers
 from mlingo_jax.evaluation.markdown import render
-from mlingo_jax.evaluation.report import build_report
+from mlingo_jax.evaluation.report import build_report, question_types
 from mlingo_jax.evaluation.resources import Resources
 from mlingo_jax.evaluation.scoring import score, versions
-from mlingo_jax.evaluation.statistics import Scored
+from mlingo_jax.evaluation.statistics import Scored, save_scored
 from mlingo_jax.files import write_atomic
 
 ANSWERS = "answers.jsonl"
 STATISTICS = "statistics"
 REPORT = "report.json"
+REPLIES = "judge.jsonl"
+JUDGED = "judge.score"
 
 
 def evaluate_answers(
-    folder: Path, name: str, examples: Sequence[Answer], resources: Resources, training: Sequence[Answer] = ()
+    folder: Path,
+    name: str,
+    examples: Sequence[Answer],
+    resources: Resources,
+    training: Sequence[Answer] = (),
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Scores answers by both families of metrics, and writes the report; returns its values.
 
     Args:
         folder: the report's. name: the system's. examples: the answers beside their references. resources: data that
-            metrics need. training: the training split's true answers, for their floor.
+            metrics need. training: the training split's true answers, for their floor. judge: who grades as well.
 
     Raises:
-        UserError: as `write_report`; or the answers are about too few clips to be shuffled.
+        UserError: as `write_report`; one question has two answers; the answers are about too few clips to be shuffled;
+            or the judge fails.
     """
+    require_one_answer(examples)
+    settings: dict[str, Any] = {"name": name, "training_answers": len(training)}
+    settings |= {"shuffles": SHUFFLES, "resamples": RESAMPLES, **versions(resources)}
     scored, missing = score(examples, resources, folder / STATISTICS, training)
-    settings = {"name": name, "training_answers": len(training), "shuffles": SHUFFLES, "resamples": RESAMPLES}
-    return write_report(folder, examples, scored, missing, settings | versions(resources))
+    if judge is not None:
+        scored[JUDGED], settings["judge"] = judge_answers(judge, examples, folder / REPLIES)
+        save_scored(folder / STATISTICS, JUDGED, scored[JUDGED], judge.model)
+    parts = {"by_question": question_types(examples), "by_source": [example.source for example in examples]}
+    return write_report(folder, examples, scored, missing, settings, parts)
+
+
+def evaluate_choices(folder: Path, name: str, choices: Sequence[Choice]) -> dict[str, Any]:
+    """Scores what a system wrote to multiple-choice questions, and writes the report; returns its values.
+
+    Raises:
+        UserError: as `write_report`; or the questions are about too few clips to be shuffled.
+    """
+    scored = score_choices(choices)
+    for metric, one in scored.items():
+        save_scored(folder / STATISTICS, metric, one, name)
+    rows = [(choice, choice.passes[0]) for choice in choices]
+    examples = [
+        Answer(choice.clip, choice.question, each.options[each.correct], each.output, choice.benchmark, choice.where)
+        for choice, each in rows
+    ]
+    settings = {"name": name, "shuffles": SHUFFLES, "resamples": RESAMPLES, "passes": len(choices[0].passes)}
+    parts = {"by_category": [choice.category for choice in choices]}
+    return write_report(folder, examples, scored, {}, settings, parts)
 
 
 def write_report(
@@ -45,13 +80,16 @@ def write_report(
     scored: Mapping[str, Scored],
     missing: Mapping[str, str],
     settings: Mapping[str, Any],
+    parts: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """Writes the answers, figures, report.md and, last, report.json; returns the report's values.
 
+    Args: as `report.build_report`.
+
     Raises:
-        UserError: a file cannot be written, or one question has two answers.
+        UserError: a file cannot be written.
     """
-    report = build_report(examples, scored, missing, settings)
+    report = build_report(examples, scored, missing, settings, parts)
     write_answers(folder / ANSWERS, examples)
     figures = []
     if report["metrics"]:

@@ -6,7 +6,7 @@ N: examples. S: statistics of an example. K: shuffles. D: draws of a floor.
 import dataclasses
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,12 @@ class Scored:
     own: Float[np.ndarray, "N S"]
     shuffled: Float[np.ndarray, "K N S"]
     floors: Mapping[str, Float[np.ndarray, "D N S"]] = dataclasses.field(default_factory=dict)
+
+
+def select(scored: Scored, where: Sequence[int]) -> Scored:
+    """The statistics of some of the examples."""
+    floors = {name: drawn[:, where] for name, drawn in scored.floors.items()}
+    return Scored(scored.own[where], scored.shuffled[:, where], floors)
 
 
 def mean_statistics(scores: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 2"]:
