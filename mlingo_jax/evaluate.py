@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     # Imported late: --help and mistakes on the command line need none of the numerical libraries.
     from mlingo_jax.evaluation.choice_files import read_choices
+    from mlingo_jax.evaluation.cmi_bench import export, export_task, task_of
     from mlingo_jax.evaluation.formats import CHOICES, read_file
     from mlingo_jax.evaluation.joining import read_references, with_references
     from mlingo_jax.evaluation.judge import Judge
@@ -53,7 +54,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             report = evaluate_choices(folder, name, read_choices(file))
         else:
             examples = with_references(file, references, arguments.partial, arguments.most)
-            report = evaluate_answers(folder, name, examples, resources, training, judge)
+            task = arguments.task or (task_of(arguments.answers.name) if file.format == "cmi_bench" else None)
+            report = evaluate_answers(folder, name, examples, resources, training, judge, task)
+            if arguments.export:
+                exported = export(folder / arguments.export, name, export_task(examples, task), examples)
+                print(f"{exported}: for CMI-Bench's evaluator", file=sys.stderr)
     print("\n".join(tables(report)))
     print(f"\nRead {folder / 'report.md'}", file=sys.stderr)
 
@@ -95,8 +100,14 @@ def parser() -> argparse.ArgumentParser:
     )
     answers("--partial", action="store_true", help="score what is answered, though some of --data is not")
     answers("--most", type=int, default=0, metavar="N", help="score an even sample of so many answers (default all)")
+    answers("--task", metavar="NAME", help="CMI-Bench's task (default: as its files' names say), scored by its metric")
     answers("--name", help="what the report calls the system (default: the file's name)")
     made.add_argument("--output", required=True, type=Path, metavar="DIR", help="the report's folder")
+    made.add_argument(
+        "--export",
+        choices=("cmi_bench",),
+        help="also write the answers as CMI-Bench's own evaluator reads them, to DIR/cmi_bench",
+    )
     metrics = made.add_argument_group("metrics").add_argument
     metrics(
         "--training",

@@ -26,7 +26,8 @@ from mlingo_jax.evaluation.meteor import load_wordnet
 from mlingo_jax.evaluation.pairs import Pairs, pair_up
 from mlingo_jax.evaluation.resources import Resources
 from mlingo_jax.evaluation.scoring import score
-from mlingo_jax.evaluation.statistics import BLEU_ORDERS, value_of
+from mlingo_jax.evaluation.statistics import BLEU_ORDERS
+from mlingo_jax.evaluation.values import value_of
 from tests.wordnet import SYNONYMS, write_wordnet
 
 SHARED = Path(__file__).parents[1].parent / "shared"

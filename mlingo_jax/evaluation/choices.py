@@ -106,7 +106,8 @@ def score_choices(choices: Sequence[Choice]) -> dict[str, Scored]:
     (`choice.text_strict`), and of answers that name an option at all (`choice.followed`).
 
     Their floors encode nothing: the same positions chosen for other questions with as many options (shuffled), the
-    longest option, the first one, and a random one (exactly). A question that was put several times is answered by most.
+    longest option, the first one, and a random one (exactly). Where a question was put several times, most passes
+    decide.
     """
     dealt = shuffles([_as_example(choice) for choice in choices]).tolist()
     floors = _without_listening(choices)

@@ -24,8 +24,8 @@ _OURS = {"music_caps": "MusicCaps", "song_describer": "SDD"}
 
 
 class Instruction(NamedTuple):
-    """A question of an instruction file. audio: the file's path in the benchmark; start, end: the part that is meant, in
-    s, to the audio's end if that is None."""
+    """A question of an instruction file. audio: the file's path in the benchmark; start, end: the part that is meant,
+    in s, to the audio's end if that is None."""
 
     audio: str
     start: float
@@ -82,7 +82,7 @@ def export_task(examples: Sequence[Answer], named: str | None) -> str:
 
 
 def export(folder: Path, model: str, task: str, examples: Sequence[Answer]) -> Path:
-    """Writes model/results/MODEL/MODEL_TASK.jsonl as CMI-Bench's evaluator expects it: one JSON list, whatever the name.
+    """Writes model/results/MODEL/MODEL_TASK.jsonl as CMI-Bench's evaluator expects it: one JSON list, for all its name.
 
     Returns the file. Raises UserError if it cannot be written.
     """

@@ -20,7 +20,8 @@ from mlingo_jax.evaluation.intervals import Resamples, chance_probability, inter
 from mlingo_jax.evaluation.markdown import brackets, percent
 from mlingo_jax.evaluation.report import summarise
 from mlingo_jax.evaluation.run import ANSWERS, REPORT, STATISTICS
-from mlingo_jax.evaluation.statistics import Scored, load_scored, select, value_of
+from mlingo_jax.evaluation.statistics import Scored, load_scored, select
+from mlingo_jax.evaluation.values import value_of
 
 _CHANCE = 0.05
 

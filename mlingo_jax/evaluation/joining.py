@@ -10,17 +10,20 @@ from mlingo_jax.data.mixture import clip_name, parse_wanted
 from mlingo_jax.data.prepared import Prepared
 from mlingo_jax.errors import UserError
 from mlingo_jax.evaluation.answers import Answer, listed
+from mlingo_jax.evaluation.cmi_bench import is_instructions, read_instructions
 from mlingo_jax.evaluation.formats import AnswerFile, read_table
 from mlingo_jax.wording import counted
 
 
 def read_references(wanted: str, data_dir: str | Path) -> list[Answer]:
-    """The questions and true answers of a manifest (the part held out, where it says so), or of DATASET:SPLIT, several
-    of them separated by commas.
+    """The questions and true answers of a manifest (the part held out, where it says so), of CMI-Bench's instructions
+    (the test split), or of DATASET:SPLIT, several of them separated by commas.
 
     Raises:
         UserError: the file is not a manifest, or the dataset is not prepared.
     """
+    if Path(wanted).is_file() and is_instructions(Path(wanted)):
+        return [instruction.example for instruction in read_instructions(Path(wanted))]
     if Path(wanted).is_file():
         return list(_of_manifest(Path(wanted)))
     if Path(wanted).suffix in (".jsonl", ".json", ".csv"):

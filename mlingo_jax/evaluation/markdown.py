@@ -14,6 +14,8 @@ FAMILIES: Mapping[str, str] = {
     "choice": "Multiple choice by generated text: `text` reads the answers by the benchmark's own rule, `text_strict` "
     "takes nothing but a letter or an option's text, `followed` is how often the benchmark's rule finds an option at "
     "all. Shuffled answers choose the same positions in other questions.",
+    "cmi": "The metrics that CMI-Bench names for the task, by its own rules of reading answers. `wer` and `cer` are "
+    "errors: less is better, and a gap below 0 is listening.",
     "judge": "Grades by a language model that sees question, reference and answer: 1 counts as 0, 5 as 100. Its floor "
     "is what it gives the same answers, shuffled.",
 }

@@ -12,7 +12,8 @@ import numpy as np
 from mlingo_jax.evaluation.answers import Answer
 from mlingo_jax.evaluation.intervals import Resamples, interval
 from mlingo_jax.evaluation.standard import describe
-from mlingo_jax.evaluation.statistics import Scored, Value, select, value_of
+from mlingo_jax.evaluation.statistics import Scored, select
+from mlingo_jax.evaluation.values import Value, value_of
 
 OTHER_QUESTIONS = "other questions"
 # A question that is asked about a tenth of a source's clips stands for itself; all others are counted together.

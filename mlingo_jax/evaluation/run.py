@@ -8,6 +8,7 @@ from typing import Any
 
 from mlingo_jax.evaluation.answers import Answer, require_one_answer, write_answers
 from mlingo_jax.evaluation.choices import Choice, score_choices
+from mlingo_jax.evaluation.cmi_tasks import NO_TAGGING, TAGGING, TASK_MEASURES
 from mlingo_jax.evaluation.figures import draw_gaps, draw_scores
 from mlingo_jax.evaluation.floors import SHUFFLES
 from mlingo_jax.evaluation.intervals import RESAMPLES
@@ -15,7 +16,7 @@ from mlingo_jax.evaluation.judge import Judge, judge_answers
 from mlingo_jax.evaluation.markdown import render
 from mlingo_jax.evaluation.report import build_report, question_types
 from mlingo_jax.evaluation.resources import Resources
-from mlingo_jax.evaluation.scoring import score, versions
+from mlingo_jax.evaluation.scoring import MEASURES, score, versions
 from mlingo_jax.evaluation.statistics import Scored, save_scored
 from mlingo_jax.files import write_atomic
 
@@ -33,12 +34,16 @@ def evaluate_answers(
     resources: Resources,
     training: Sequence[Answer] = (),
     judge: Judge | None = None,
+    task: str | None = None,
 ) -> dict[str, Any]:
     """Scores answers by both families of metrics, and writes the report; returns its values.
+
+    Answers for a task of CMI-Bench other than captioning are scored by the metric that the benchmark names for it.
 
     Args:
         folder: the report's. name: the system's. examples: the answers beside their references. resources: data that
             metrics need. training: the training split's true answers, for their floor. judge: who grades as well.
+            task: of CMI-Bench, if the answers are for one.
 
     Raises:
         UserError: as `write_report`; one question has two answers; the answers are about too few clips to be shuffled;
@@ -46,8 +51,11 @@ def evaluate_answers(
     """
     require_one_answer(examples)
     settings: dict[str, Any] = {"name": name, "training_answers": len(training)}
-    settings |= {"shuffles": SHUFFLES, "resamples": RESAMPLES, **versions(resources)}
-    scored, missing = score(examples, resources, folder / STATISTICS, training)
+    settings |= {"shuffles": SHUFFLES, "resamples": RESAMPLES, "task": task, **versions(resources)}
+    measures = (TASK_MEASURES[task],) if task and task in TASK_MEASURES else MEASURES
+    scored, missing = score(examples, resources, folder / STATISTICS, training, measures)
+    if task in TAGGING:
+        missing |= dict.fromkeys(("cmi.roc_auc", "cmi.pr_auc"), NO_TAGGING)
     if judge is not None:
         scored[JUDGED], settings["judge"] = judge_answers(judge, examples, folder / REPLIES)
         save_scored(folder / STATISTICS, JUDGED, scored[JUDGED], judge.model)

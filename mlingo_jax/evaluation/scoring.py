@@ -38,21 +38,25 @@ _PACKAGES = ("nltk", "rouge-score", "sacrebleu", "rapidfuzz", "bert-score")
 
 
 def score(
-    examples: Sequence[Answer], resources: Resources, folder: Path, training: Sequence[Answer] = ()
+    examples: Sequence[Answer],
+    resources: Resources,
+    folder: Path,
+    training: Sequence[Answer] = (),
+    measures: Sequence[tuple[Measure, tuple[str, ...]]] = MEASURES,
 ) -> tuple[dict[str, Scored], dict[str, str]]:
-    """Both families' statistics by metric, and of metrics that cannot be computed here, why.
+    """The statistics by metric, and of metrics that cannot be computed here, why.
 
     Statistics are kept in the folder; those that are there from before, of the same answers, are taken from it.
 
     Args:
         examples: the N answers. resources: data that metrics need. training: the training split's true answers, for
-            the floor of random training answers.
+            the floor of random training answers. measures: what computes which metrics.
     """
     scored: dict[str, Scored] = {}
     missing: dict[str, str] = {}
     key = fingerprint([fingerprint(e) for e in examples], [fingerprint(t) for t in training], versions(resources))
     assigned = None
-    with tqdm(MEASURES, "scoring", unit="metric", disable=None) as bar:
+    with tqdm(measures, "scoring", unit="metric", disable=None) as bar:
         for measure, names in bar:
             bar.set_postfix_str(names[0])
             kept = {name: load_scored(folder, name, key) for name in names}

@@ -6,18 +6,13 @@ N: examples. S: statistics of an example. K: shuffles. D: draws of a floor.
 import dataclasses
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from mlingo_jax.evaluation.bleu import corpus_bleu
 from mlingo_jax.files import atomic_replace
-
-Value = Callable[[Float[np.ndarray, "*shape S"]], Float[np.ndarray, "*shape"]]
-"""A metric of summed statistics."""
 
 BLEU_ORDERS: Mapping[str, int] = {f"standard.bleu{order}": order for order in (1, 2, 3, 4)}
 _FLOOR = "floor "
@@ -51,13 +46,6 @@ def ratio(sums: Float[np.ndarray, "*shape S"]) -> Float[np.ndarray, "*shape"]:
     """The first sum over the second: a mean over examples, or over tokens. Not a number where there are none."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(sums[..., 0] / sums[..., 1])
-
-
-def value_of(metric: str) -> Value:
-    """How a metric's summed statistics become its value."""
-    if metric in BLEU_ORDERS:
-        return partial(corpus_bleu, order=BLEU_ORDERS[metric])
-    return ratio
 
 
 def save_scored(folder: Path, metric: str, scored: Scored, key: str) -> None:
