@@ -98,7 +98,7 @@ def export(folder: Path, model: str, task: str, examples: Sequence[Answer]) -> P
         }
         for example in examples
     ]
-    write_atomic(path, [json.dumps(rows, indent=4, ensure_ascii=False)])
+    write_atomic(path, [json.dumps(rows, indent=4)])
     return path
 
 
