@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_build, dataset=dataset)
         _add_build_options(command, dataset)
     _add_fetch(commands)
+    _add_midi(commands)
     _add_features(commands)
     return parser
 
@@ -143,6 +144,30 @@ def _fetch(arguments: argparse.Namespace) -> None:
     annotations = MusicCaps(annotations=arguments.annotations).annotations()
     counts = fetch(annotations, arguments.audio, arguments.url, limits, retry=arguments.retry)
     print(counts.table())
+
+
+def _add_midi(commands: argparse._SubParsersAction) -> None:
+    midi = commands.add_parser("midi", help="renders MIDI files to clips whose truth is known", allow_abbrev=False)
+    add = midi.add_argument
+    add("files", nargs="+", type=Path, metavar="PATH", help="MIDI files, or folders of them")
+    add("--soundfont", required=True, type=Path, metavar="FILE", help="of sf2 or sf3")
+    add("--output", required=True, type=Path, metavar="FOLDER", help="where clips, midi.jsonl and manifest.jsonl go")
+    add("--captions", type=Path, metavar="FILE", help="MidiCaps' train.json: only the files that it names")
+    add("--seconds", type=float, default=30.0, help="of a clip (default %(default)s)")
+    add("--clips_per_file", type=int, default=1, metavar="N", help="at most, from its start on (default %(default)s)")
+    add("--rate", type=int, default=24000, metavar="HZ", help="of the audio (default %(default)s)")
+    add("--workers", type=int, default=2, help="files at once (default %(default)s)")
+    midi.set_defaults(run=_midi)
+
+
+def _midi(arguments: argparse.Namespace) -> None:
+    from mlingo_jax.data.midi import Rendering, render_all
+
+    for name in ("seconds", "clips_per_file", "rate", "workers"):
+        if getattr(arguments, name) <= 0:
+            raise UserError(f"--{name}: expected more than 0, found {getattr(arguments, name):g}")
+    how = Rendering(arguments.soundfont, arguments.seconds, arguments.clips_per_file, arguments.rate)
+    print(render_all(arguments.files, arguments.captions, arguments.output, how, arguments.workers).table())
 
 
 def _add_features(commands: argparse._SubParsersAction) -> None:

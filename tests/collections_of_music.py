@@ -11,7 +11,10 @@ import soundfile
 
 from mlingo_jax.datasets.build import Options, build
 from mlingo_jax.datasets.examples import Examples
+from mlingo_jax.datasets.fma import FMA
 from mlingo_jax.datasets.lp_music_caps import CAPTIONS, LPMusicCaps
+from mlingo_jax.datasets.mtg_jamendo import MTGJamendo
+from mlingo_jax.datasets.music_bench import MusicBench
 from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.datasets.music_instruct import MusicInstruct
 from mlingo_jax.datasets.music_qa import MusicQA
@@ -114,7 +117,36 @@ def prepare_all(folder: Path) -> Path:
             write_csv(folder / config / f"{split}.csv", [row])
         audio = tones(folder / "msd", [f"{clip}.mp3" for clip in clips], 1.0) if config == "msd" else "music_caps"
         built(LPMusicCaps, folder / config, audio, data_dir, config=config)
+    prepare_open(folder / "open", data_dir)
     return data_dir
+
+
+def made_pair(clip: str, audio: str, split: str = "train") -> dict[str, Any]:
+    """A line of the manifest that `mlingo_jax.instruct` writes."""
+    pair = {"question": "Please give a caption to the music.", "answer": f"A bell, {clip}.", "split": split}
+    return {"audio": audio, **pair, "clip": clip, "task": "writing", "kind": "writing"}
+
+
+def prepare_open(folder: Path, data_dir: Path) -> None:
+    """What config pretrain_open trains on, with a clip of each split."""
+    for dataset, clips in (
+        (MTGJamendo, {"948": "48/948.mp3", "7948": "48/7948.mp3"}),
+        (FMA, {"2": "000/000002.mp3", "134": "000/000134.mp3"}),
+    ):
+        audio = tones(folder / dataset.name, clips.values(), 1.0)
+        manifest = write_jsonl(folder / dataset.name / "manifest.jsonl", [made_pair(*clip) for clip in clips.items()])
+        built(dataset, manifest, audio, data_dir, config="captions")
+    audio = tones(folder / "bench", ["data_aug2/abcdefghijk_1.wav", "data/abcdefghijk.wav"], 1.0)
+    rows = [
+        {"location": clip, "main_caption": "A bell."}
+        for clip in ("data_aug2/abcdefghijk_1.wav", "data/abcdefghijk.wav")
+    ]
+    built(MusicBench, write_jsonl(folder / "bench/MusicBench_train.json", rows), audio, data_dir)
+    for split in ("train", "valid"):
+        row = {"track_id": f"mtt-{split}", **{name: f"A bell, {name}." for name in CAPTIONS}}
+        write_csv(folder / "mtt" / f"{split}.csv", [row])
+    audio = tones(folder / "mtt", ["mtt-train.mp3", "mtt-valid.mp3"], 1.0)
+    built(LPMusicCaps, folder / "mtt", audio, data_dir, config="mtt")
 
 
 def built(

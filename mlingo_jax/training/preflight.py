@@ -13,6 +13,9 @@ from mlingo_jax.datasets.builders import DATASETS
 from mlingo_jax.errors import UserError
 from mlingo_jax.settings import Config
 
+_AUDIO = "  audio:"
+# So many missing datasets are told of at length.
+_AT_LENGTH = 2
 # The clips of these are another dataset's.
 _CLIPS = {"music_instruct": "music_caps", "lp_music_caps/mc": "music_caps"}
 
@@ -26,7 +29,11 @@ def require_all(config: Config) -> None:
     data = config.data
     wanted = parse_wanted(data.datasets, "config.data.datasets")
     wanted += parse_wanted(data.evaluate, "config.data.evaluate") if data.evaluate else []
-    missing = [*_datasets(config, wanted), *_towers(config)]
+    datasets = list(_datasets(config, wanted))
+    if len(datasets) > _AT_LENGTH:
+        # All of it is to fit on a screen.
+        datasets = ["\n".join(line for text in datasets for line in text.splitlines() if not line.startswith(_AUDIO))]
+    missing = [*datasets, *_towers(config)]
     start = config.adapter.start
     if start and not Path(start).exists():
         missing.append(f"adapter {start}\n  made by: python -m mlingo_jax.train --config={Path(start).name}")
@@ -61,7 +68,7 @@ def _how_to_prepare(name: str, data_dir: str) -> str:
     lines = [
         f"dataset {name} in {data_dir}",
         f"  annotations: {'; '.join(filter(None, (kind.homepage, kind.licence)))}",
-        f"  audio: {f'that of {clips}, which is prepared first' if clips else 'see docs/datasets.md'}",
+        f"{_AUDIO} {f'that of {clips}, which is prepared first' if clips else 'see docs/datasets.md'}",
         f"  made by: {shlex.join([*command, '--data_dir', data_dir])}",
     ]
     return "\n".join(lines)
