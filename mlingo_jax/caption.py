@@ -2,6 +2,7 @@
 
 One line of JSON per file: file, question, answer, finish_reason (stop, eos, length), seconds of audio; or file,
 question and error for a file that cannot be read, while the rest continues. Started again, it resumes where it stopped.
+Exits with 0 if every file is answered, with 1 if one cannot be read.
 
 Several processes deal the files out; each answers its own on its own device, the first one writes all answers.
 """
@@ -9,9 +10,8 @@ Several processes deal the files out; each answers its own on its own device, th
 import argparse
 import contextlib
 import dataclasses
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
     from mlingo_jax.inference.answer_file import AnswerFile
     from mlingo_jax.inference.generate import Options
 
-# What folders are searched for; a file given by name may have any.
-EXTENSIONS = frozenset((".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"))
 DEMO = Path("runs/demo")
 
 
 def main() -> int:
     arguments = _parser().parse_args()
+    from mlingo_jax.data.search import find_audio
     from mlingo_jax.files import exclusive_lock
     from mlingo_jax.inference.answer_file import AnswerFile, check_output
     from mlingo_jax.inference.generate import Options
@@ -47,7 +46,8 @@ def main() -> int:
     if arguments.batch_size < 1:
         raise UserError(f"batch_size is {arguments.batch_size}; expected at least 1")
     # What the first process finds holds for all: a folder can change meanwhile.
-    files = broadcast(find_audio(arguments.paths))
+    found = find_audio(arguments.paths)
+    files = broadcast(found.files)
     if is_primary():
         check_output(arguments.output)
     model = _load(arguments)
@@ -69,22 +69,9 @@ def main() -> int:
     already = f", {len(files) - len(todo)} of them before" if len(todo) < len(files) else ""
     errors = f"; {failed} cannot be read: see the lines with an error" if failed else ""
     print(f"{arguments.output}: {answered}{already}{errors}", file=sys.stderr)
+    if left_out := found.left_out():
+        print(left_out, file=sys.stderr)
     return 1 if failed else 0
-
-
-def find_audio(paths: Iterable[str]) -> list[str]:
-    """The audio files: those given by name as they are, those in folders (all levels) by extension, sorted; none twice.
-
-    Raises:
-        UserError: a folder holds no audio file.
-    """
-    found: dict[str, None] = {}
-    for path in paths:
-        files = _search(path) if os.path.isdir(path) else [path]
-        if not files:
-            raise UserError(f"{path}: no audio file in this folder (searched for {', '.join(sorted(EXTENSIONS))})")
-        found |= dict.fromkeys(files)
-    return list(found)
 
 
 def caption(
@@ -161,7 +148,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("paths", nargs="+", metavar="FILES_OR_FOLDERS", help="audio files; folders are searched at all levels")
+    add(
+        "paths",
+        nargs="+",
+        metavar="FILES_OR_FOLDERS",
+        help="audio files; folders are searched at all levels, by extension; what a file is, its content says",
+    )
     add("--question", required=True, help="what to ask about each file")
     add("--output", required=True, type=Path, metavar="OUT.jsonl", help="one line per file is appended here")
     add("--adapter", help=f"a training run's folder, MusiLingo folder or .pth; by default {DEMO} if that is there")
@@ -222,15 +214,6 @@ def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, An
         **dataclasses.asdict(options),
         "seed": seed if options.temperature > 0 else None,
     }
-
-
-def _search(folder: str) -> list[str]:
-    return sorted(
-        os.path.join(place, name)
-        for place, _, names in os.walk(folder)
-        for name in names
-        if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-    )
 
 
 def cli() -> NoReturn:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from mlingo_jax.errors import Stopped, UserError
+from mlingo_jax.errors import AudioWarning, Stopped, UserError
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
@@ -18,7 +18,9 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
     started it sees that the work is not finished.
     """
     sys.unraisablehook = _interrupt_again
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = _show_warning
+    # A run reads a file many times.
+    warnings.filterwarnings("once", category=AudioWarning)
     try:
         sys.exit(main())
     except UserError as error:
@@ -39,6 +41,15 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
 
         shutdown(code)
     sys.exit(code)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    line = f"warning: {message}"
+    if "tqdm" in sys.modules:
+        # Above a bar, if one is shown.
+        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr)
 
 
 def _one_line(error: Exception) -> str | None:

@@ -1,4 +1,4 @@
-"""What ends a command and is no defect of the program."""
+"""What ends a command and is no defect of the program, and what is worth saying of a file that is read."""
 
 import signal
 
@@ -13,3 +13,7 @@ class Stopped(Exception):
     def __init__(self, message: str, number: signal.Signals):
         super().__init__(message)
         self.number = number
+
+
+class AudioWarning(UserWarning):
+    """Of an audio file that is read: something behind its audio, no length in its header, channels that cancel out."""

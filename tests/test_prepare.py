@@ -162,7 +162,7 @@ def test_fetch_names_what_came_but_is_of_no_use(tmp_path, recordings):
     fetch(annotations, tmp_path / "clips", url)
     failures = map(json.loads, (tmp_path / "clips" / "failures.jsonl").read_text().splitlines())
     reasons = {failure["clip"]: failure["reason"] for failure in failures}
-    assert "cannot be cut without ffmpeg" in reasons[IDS[0]]
+    assert reasons[IDS[0]].startswith("recording.wav: not audio")
     assert reasons[IDS[1]] == "the recording has only 4.0 of the 10.0 seconds from 0.0 s on"
 
 

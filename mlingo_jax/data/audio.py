@@ -1,44 +1,58 @@
 """Audio files and arrays become the encoder's waveform: float32 [N], mono, at the encoder's sample rate.
 
-wav, flac, ogg and mp3 (whatever libsndfile reads) of any rate, number of channels and length. Files are decoded, mixed
+Files of many formats (`mlingo_jax.data.containers`), of any rate, number of channels and length, are decoded, mixed
 down (mean over the channels) and resampled (soxr's "HQ": 20 bit, linear phase) block by block, so the peak memory is
-the resulting waveform and a few megabytes.
+the resulting waveform and a few megabytes; a file of less than 16 MB is in memory as it is, too.
 """
 
-import contextlib
-import io
+import itertools
 import json
-import re
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 from jaxtyping import Float32, Shaped
 
-from mlingo_jax.errors import UserError
+from mlingo_jax.data.decoding import Mixdown, open_audio
+from mlingo_jax.errors import AudioWarning, UserError
 
 RECEPTIVE_FIELD = 400
 """Samples below which HuBERT's stack of convolutions has no frame: the least a clip must have by default."""
 
 _BLOCK = 1 << 18
-# Writers that cannot seek back (pipes) leave such a size in a header: it stands for "unknown".
-_UNKNOWN_BYTES = 0x7FFFF000
-# And libsndfile says this many frames, or more, of what states no length.
-_UNKNOWN_FRAMES = 1 << 62
-# An mp3's own count of its frames may be off by a few of them (encoder delay, the counting frame itself).
-_MP3_SLACK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A file that was decoded. samples: of a channel; rate: in Hz; notes: what is worth saying of it.
+
+    is_longer: it was not decoded to its end, because it is longer than was asked for.
+    """
+
+    samples: int
+    rate: int
+    notes: tuple[str, ...] = ()
+    is_longer: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.rate
 
 
 @dataclass(frozen=True)
 class AudioSettings:
-    """What an encoder wants to encode: its sample rate in Hz, and whether a clip is brought to mean 0, variance 1."""
+    """What an encoder wants to encode: its sample rate in Hz, and whether a clip is brought to mean 0, variance 1.
+
+    mixdown: of several channels their `mean`, or the first one, `left`, alone.
+    """
 
     sample_rate: int
     normalize: bool
+    mixdown: Mixdown = "mean"
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "AudioSettings":
@@ -64,35 +78,35 @@ def read_audio(
 ) -> Float32[np.ndarray, "N"]:
     """A file's waveform: mono, at `settings.sample_rate`, not normalised, at least `minimum` samples.
 
-    Raises UserError, naming the file, if it is missing, empty, not audio, damaged, shorter than its header claims, too
-    short, or has samples that are not finite. Silence is legal. Two cases cannot be told: an ogg stream claims no
-    length, and an mp3 does so only with a Xing, Info or VBRI frame; without one they are as long as they are.
+    What the file is, its first bytes say. Raises UserError, naming the file, if it is missing, empty, not audio,
+    damaged, shorter than its header claims, too short, or has samples that are not finite. Silence is legal. Warns
+    (`AudioWarning`) of what is worth knowing: bytes behind the audio, a header that states no length or a wrong one,
+    channels that cancel each other. What cannot be told: an mp3 or aac without a count of its frames that was cut off
+    exactly between two of them.
     """
-    path = Path(path)
-    with _open(path, str(path)) as source:
-        blocks = _decode(source, path, str(path))
-        return _resample(blocks, source.samplerate, settings.sample_rate, minimum, str(path))
+    return _read(Path(path), str(path), settings, minimum)
 
 
 def decode_audio(
     encoded: bytes, name: str, settings: AudioSettings, *, minimum: int = RECEPTIVE_FIELD
 ) -> Float32[np.ndarray, "N"]:
     """The same for a file's bytes in memory; errors name it by `name`."""
-    with _open(encoded, name) as source:
-        return _resample(_decode(source, encoded, name), source.samplerate, settings.sample_rate, minimum, name)
+    return _read(encoded, name, settings, minimum)
 
 
-def measure_audio(path: str | Path, *, most_seconds: float = float("inf")) -> tuple[int, int]:
-    """(samples, sample rate in Hz) of a file that is decoded to its end and not kept; 0 samples are legal here.
+def measure_audio(encoded: str | Path | bytes, name: str = "", *, most_seconds: float = float("inf")) -> Measured:
+    """How long a file is, or a file's bytes: it is decoded to its end and not kept; 0 samples are legal here.
 
-    A header that claims more than `most_seconds` is taken at its word, so that nobody waits for an hour of audio that
-    is not wanted. Raises UserError as `read_audio` does for what is missing, not audio, damaged, cut off or not finite.
+    Of one that is longer than `most_seconds` the rest is not decoded. Raises UserError as `read_audio` does for what is
+    missing, not audio, damaged, cut off or not finite.
     """
-    path = Path(path)
-    with _open(path, str(path)) as source:
-        if most_seconds * source.samplerate < source.frames < _UNKNOWN_FRAMES:
-            return source.frames, source.samplerate
-        return sum(map(len, _finite(_decode(source, path, str(path)), str(path)))), source.samplerate
+    encoded = Path(encoded) if isinstance(encoded, str) else encoded
+    name = name or ("audio" if isinstance(encoded, bytes) else str(encoded))
+    with open_audio(encoded, name) as decoding:
+        for _ in _finite(decoding.blocks(), name):
+            if decoding.seconds > most_seconds:
+                return Measured(decoding.samples, decoding.rate, tuple(decoding.notes), is_longer=True)
+        return Measured(decoding.samples, decoding.rate, tuple(decoding.notes))
 
 
 def prepare_waveform(
@@ -141,72 +155,15 @@ def chunks(waveform: Float32[np.ndarray, "N"], chunk_samples: int, sample_rate: 
     return [waveform[start:end] for start, end in zip(starts, [*starts[1:], len(waveform)], strict=True)]
 
 
-class _Stream(soundfile.SoundFile):
-    """A file read from its start to its end.
-
-    soundfile seeks after each block of a seekable file, and a flac that states no length fails to seek to its end.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
-@contextlib.contextmanager
-def _open(encoded: Path | bytes, name: str) -> Iterator[_Stream]:
-    """Opens a file or a file's bytes; UserError if it is missing, empty or not audio."""
-    try:
-        with _raw(encoded) as file:
-            if not file.read(1):
-                raise UserError(f"{name}: the file is empty")
-    except OSError as error:
-        raise UserError(f"{name}: {error.strerror}") from error
-    try:
-        source = _Stream(encoded if isinstance(encoded, Path) else io.BytesIO(encoded))
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{name}: not audio, or not in a format that can be read (wav, flac, ogg, mp3)") from error
-    with source:
-        yield source
-
-
-def _raw(encoded: Path | bytes) -> io.BufferedIOBase:
-    return encoded.open("rb") if isinstance(encoded, Path) else io.BytesIO(encoded)
-
-
-def _decode(source: soundfile.SoundFile, encoded: Path | bytes, name: str) -> Iterator[Float32[np.ndarray, "N"]]:
-    """Mono blocks of an open file; at the end, what was read is compared with what the header claims."""
-    cut = re.search(r"[Dd]ata[^:\n]*: (\d+) \(should be (\d+)\)", source.extra_info)
-    if cut and int(cut[1]) < _UNKNOWN_BYTES:
-        raise UserError(f"{name}: the header claims {cut[1]} bytes of audio, the file has {cut[2]}; it is cut off")
-    read = 0
-    try:
-        while len(block := source.read(_BLOCK, dtype="float32", always_2d=True)):
-            read += len(block)
-            yield block.mean(axis=1)
-    except soundfile.LibsndfileError as error:
-        seconds = read / source.samplerate
-        raise UserError(
-            f"{name}: damaged or cut off, cannot be decoded beyond {seconds:.1f} s ({error.error_string.strip()})"
-        ) from error
-    if source.format == "MP3":
-        missing = source.frames - read - _MP3_SLACK_SECONDS * source.samplerate if _mp3_has_count(encoded) else 0
-    else:
-        missing = source.frames - read if source.frames < _UNKNOWN_FRAMES else 0
-    if missing > 0:
-        claimed, found = source.frames / source.samplerate, read / source.samplerate
-        raise UserError(
-            f"{name}: the header claims {claimed:.1f} s of audio, the file has {found:.1f} s; it is cut off"
-        )
-
-
-def _mp3_has_count(encoded: Path | bytes) -> bool:
-    """Whether an mp3 states its length: otherwise libsndfile guesses it from the first frame's bit rate."""
-    with _raw(encoded) as file:
-        tag = file.read(10)
-        if tag[:3] == b"ID3":
-            file.seek(10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9]))
-        else:
-            file.seek(0)
-        return re.search(rb"Xing|Info|VBRI", file.read(4096)) is not None
+def _read(encoded: Path | bytes, name: str, settings: AudioSettings, minimum: int) -> Float32[np.ndarray, "N"]:
+    with open_audio(encoded, name, settings.mixdown) as decoding:
+        blocks = decoding.blocks()
+        # The rate is known with the first block.
+        first = list(itertools.islice(blocks, 1))
+        waveform = _resample(itertools.chain(first, blocks), decoding.rate, settings.sample_rate, minimum, name)
+    for note in decoding.notes:
+        warnings.warn(f"{name}: {note}", AudioWarning, stacklevel=3)
+    return waveform
 
 
 def _resample(

@@ -1,16 +1,12 @@
-"""What libsndfile does not read (m4a, webm) becomes flac, where the system has ffmpeg."""
+"""Cuts a piece out of a recording of any format that is read, as flac."""
 
 import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import soundfile
 
+from mlingo_jax.data.decoding import open_audio
 from mlingo_jax.errors import UserError
-
-_SECONDS = 600
-_BLOCK = 1 << 18
 
 
 def has_ffmpeg() -> bool:
@@ -18,40 +14,25 @@ def has_ffmpeg() -> bool:
     return shutil.which("ffmpeg") is not None
 
 
-def convert(source: Path, made: Path, *, seconds: float | None = None) -> None:
-    """Writes a file's first audio track, or its first seconds, to `made` as flac of 16 bits.
+def cut(source: Path, made: Path, start: float, end: float) -> float:
+    """Writes the seconds from `start` to `end` of a recording to `made`, flac of 16 bits, all its channels.
 
-    Raises UserError if there is no ffmpeg, or if it cannot read the file.
+    Returns how many seconds there were of these. Raises UserError if the recording cannot be read.
     """
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise UserError(f"{source}: {source.suffix} needs ffmpeg, and there is none on this system")
-    with tempfile.TemporaryDirectory() as folder:
-        # By way of a plain file: ffmpeg's own flac encoder fails where a cut leaves a first block of few samples.
-        plain = Path(folder) / "plain.w64"
-        length = () if seconds is None else ("-t", str(seconds))
-        command = [
-            program,
-            "-nostdin",
-            "-v",
-            "error",
-            "-i",
-            str(source.absolute()),
-            "-map",
-            "0:a:0",
-            *length,
-            str(plain),
-        ]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise UserError(f"{source}: ffmpeg did not end within {_SECONDS} s") from error
-        if done.returncode or not plain.exists():
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise UserError(f"{source}: ffmpeg cannot read it ({said[-1] if said else f'exit {done.returncode}'})")
-        with (
-            soundfile.SoundFile(plain) as read,
-            soundfile.SoundFile(made, "w", read.samplerate, read.channels, "PCM_16", format="FLAC") as written,
-        ):
-            for block in read.blocks(_BLOCK, dtype="int16", always_2d=True):
-                written.write(block)
+    written, at = None, 0
+    first = last = 0
+    with open_audio(source, source.name) as decoding:
+        for planes in decoding.planes():
+            if written is None:
+                first, last = round(start * decoding.rate), round(end * decoding.rate)
+                written = soundfile.SoundFile(made, "w", decoding.rate, len(planes), "PCM_16", format="FLAC")
+            if written.channels != len(planes):
+                raise UserError(f"{source.name}: the number of its channels changes at {at / decoding.rate:.1f} s")
+            written.write(planes[:, max(first - at, 0) : max(last - at, 0)].T)
+            at += planes.shape[1]
+            if at >= last:
+                break
+    if written is None:
+        raise UserError(f"{source.name}: there is no audio in it (0 samples)")
+    written.close()
+    return max(min(at, last) - first, 0) / written.samplerate

@@ -7,14 +7,12 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mlingo_jax.data.search import SUFFIXES, search
 from mlingo_jax.errors import UserError
 from mlingo_jax.wording import counted
 
-DECODED = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
-"""Extensions of what libsndfile reads; other files go through ffmpeg."""
-CONVERTED = (".m4a", ".mp4", ".aac", ".webm", ".wma")
 ARRAY = ".npy"
-_SUFFIXES = (*DECODED, *CONVERTED, ARRAY)
+_SUFFIXES = SUFFIXES | {ARRAY}
 _NAMED = 5
 
 
@@ -35,7 +33,7 @@ class AudioFolders:
         for folder in folders:
             if not folder.is_dir():
                 raise UserError(f"{folder}: there is no such folder of audio")
-            for path in _walk(folder):
+            for path in search(str(folder), _SUFFIXES).files:
                 self._files.setdefault(stem(path), []).append(path)
 
     def __len__(self) -> int:
@@ -120,20 +118,3 @@ def _distinct(paths: Iterable[Path]) -> list[Path]:
 
 def _some(lines: Sequence[str]) -> str:
     return "; ".join([*lines[:_NAMED], *["..."] * (len(lines) > _NAMED)])
-
-
-def _walk(folder: Path) -> Iterable[str]:
-    """The paths of all audio files below a folder; linked folders are entered, each real folder once."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (
-            os.path.join(place, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in _SUFFIXES
-        )

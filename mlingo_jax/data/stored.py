@@ -1,7 +1,5 @@
 """A clip's audio wherever it is: a file, or a record that `prepare` made."""
 
-import contextlib
-import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -10,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from jaxtyping import Float32
+from tqdm import tqdm
 
-from mlingo_jax.data.audio import AudioSettings, decode_audio, read_audio
+from mlingo_jax.data.audio import AudioSettings, decode_audio, measure_audio, read_audio
 from mlingo_jax.errors import UserError
 
 Waveform = Float32[np.ndarray, "_"]
+
+# Of waveforms that are read ahead: an hour and a half at 24 kHz.
+MOST_BYTES = 512 << 20
+# How many of the last clips tell how large the next ones may be.
+_REMEMBERED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,20 @@ class StoredAudio:
     digest: Callable[[str], str] | None = None
     made: int = 0
 
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.collection}: clip {self.clip}"
+
+    def encoded(self) -> bytes:
+        """The clip's bytes. Raises UserError if its record cannot be read, for whatever reason."""
+        try:
+            return self.read(self.clip)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.name}: its record cannot be read ({type(error).__name__}: {error})") from error
+
 
 Audio = Path | StoredAudio
 
@@ -41,14 +58,16 @@ def read_clip(audio: Audio, settings: AudioSettings, *, minimum: int) -> Wavefor
     """The clip's waveform, and UserErrors, as `read_audio`'s."""
     if isinstance(audio, Path):
         return read_audio(audio, settings, minimum=minimum)
-    name = f"{audio.collection}: clip {audio.clip}"
-    return decode_audio(audio.read(audio.clip), name, settings, minimum=minimum)
+    return decode_audio(audio.encoded(), audio.name, settings, minimum=minimum)
 
 
 def read_ahead(
-    clips: Mapping[str, Audio], audio: AudioSettings, minimum: int
+    clips: Mapping[str, Audio], audio: AudioSettings, minimum: int, *, most_bytes: int = MOST_BYTES
 ) -> Iterator[tuple[str, Waveform | UserError]]:
-    """Reads clips in threads, a few ahead of what is asked for, and gives them in order."""
+    """Reads clips in threads, a few ahead of what is asked for, and gives them in order.
+
+    What waits is at most `most_bytes`, as far as the clips before tell how long the next ones are.
+    """
 
     def read(clip: Audio) -> Waveform | UserError:
         try:
@@ -56,21 +75,50 @@ def read_ahead(
         except UserError as error:
             return error
 
-    workers = min(os.cpu_count() or 1, 8)
+    workers = _workers()
+    sizes = deque([most_bytes // 4], maxlen=_REMEMBERED)
+    todo = iter(clips.items())
+    waiting: deque[tuple[str, Future[Waveform | UserError]]] = deque()
+
+    def has_room() -> bool:
+        held = [_bytes(future.result()) if future.done() else max(sizes) for _, future in waiting]
+        return not held or (len(held) <= 2 * workers and sum(held) + max(sizes) <= most_bytes)
+
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[str, Future[Waveform | UserError]]] = deque()
-        for name, clip in clips.items():
-            waiting.append((name, pool.submit(read, clip)))
-            if len(waiting) > 2 * workers:
-                name, future = waiting.popleft()
-                yield name, future.result()
-        for name, future in waiting:
-            yield name, future.result()
+        while True:
+            while has_room() and (clip := next(todo, None)):
+                waiting.append((clip[0], pool.submit(read, clip[1])))
+            if not waiting:
+                return
+            name, future = waiting.popleft()
+            waveform = future.result()
+            sizes.append(_bytes(waveform))
+            yield name, waveform
+            # Not held while the next ones are read.
+            del waveform, future
 
 
-def duration(audio: Audio) -> float | None:
-    """The clip's seconds as its header states them; None if there is no such file any more."""
-    with contextlib.suppress(soundfile.SoundFileError, OSError):
-        source = audio if isinstance(audio, Path) else io.BytesIO(audio.read(audio.clip))
-        return float(soundfile.info(source).duration)
-    return None
+def duration(audio: Audio, most_seconds: float = float("inf")) -> float | None:
+    """The clip's seconds, as far as it is decoded (up to `most_seconds` or little more); None if it cannot be."""
+    try:
+        if isinstance(audio, Path):
+            return measure_audio(audio, most_seconds=most_seconds).seconds
+        return measure_audio(audio.encoded(), audio.name, most_seconds=most_seconds).seconds
+    except UserError:
+        return None
+
+
+def durations(clips: Mapping[str, Audio], most_seconds: float = float("inf")) -> dict[str, float | None]:
+    """Each clip's `duration`; they are decoded in threads."""
+    with ThreadPoolExecutor(_workers()) as pool:
+        measured = pool.map(lambda audio: duration(audio, most_seconds), clips.values())
+        bar = tqdm(measured, desc="measuring clips", total=len(clips), unit="clip", disable=None)
+        return dict(zip(clips, bar, strict=True))
+
+
+def _workers() -> int:
+    return min(os.cpu_count() or 1, 8)
+
+
+def _bytes(waveform: Waveform | UserError) -> int:
+    return 0 if isinstance(waveform, UserError) else waveform.nbytes

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +11,7 @@ import numpy as np
 import soundfile
 
 from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings, measure_audio, prepare_waveform
-from mlingo_jax.data.convert import convert
-from mlingo_jax.data.lookup import ARRAY, DECODED
+from mlingo_jax.data.lookup import ARRAY
 from mlingo_jax.data.records import Clip
 from mlingo_jax.errors import UserError
 
@@ -37,7 +36,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What came of it. reason: why it is not used. seconds, rate, digest: of the audio, where it could be read."""
+    """What came of it. reason: why it is not used. seconds, rate, digest, notes: of the audio, where it could be read.
+
+    notes: what is worth saying of it though it is used.
+    """
 
     clip: str
     status: Status
@@ -45,6 +47,7 @@ class Checked:
     seconds: float = 0.0
     rate: int = 0
     digest: str = ""
+    notes: Sequence[str] = ()
 
 
 def check(task: Task, tolerance: float) -> tuple[Checked, Clip | None]:
@@ -59,28 +62,30 @@ def check(task: Task, tolerance: float) -> tuple[Checked, Clip | None]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UserError(f"{path}: larger than 1 GB; cut it into clips")
-        if path.suffix.lower() == ARRAY:
-            encoded, samples, rate = _from_array(path, task.rate)
-        elif path.suffix.lower() in DECODED:
-            samples, rate = measure_audio(path, most_seconds=most)
-            encoded = None
-        else:
-            encoded, samples, rate = _convert(path, most)
-        seconds = samples / rate
+        audio = _from_array(path, task.rate) if path.suffix.lower() == ARRAY else path.read_bytes()
+        # Of the very bytes that are stored, and decoded later.
+        measured = measure_audio(audio, str(path), most_seconds=most)
+        seconds, rate = measured.seconds, measured.rate
         if seconds < SHORTEST_SECONDS:
             return Checked(task.clip, "too short", f"{path}: {seconds:.3f} s", seconds, rate), None
         if task.seconds is not None and abs(seconds - task.seconds) > tolerance:
-            reason = f"{path}: {seconds:.1f} s, expected {task.seconds:.1f} s"
+            found = f"over {most:.1f}" if measured.is_longer else f"{seconds:.1f}"
+            reason = f"{path}: {found} s, expected {task.seconds:.1f} s"
             return Checked(task.clip, "wrong length", reason, seconds, rate), None
-        audio = path.read_bytes() if encoded is None else encoded
-    except (UserError, OSError) as error:
+    except UserError as error:
         return Checked(task.clip, "unreadable", str(error)), None
+    except OSError as error:
+        return Checked(task.clip, "unreadable", f"{path}: {error.strerror or error}"), None
+    except Exception as error:
+        reason = f"{path}: cannot be read ({type(error).__name__}: {error})"
+        return Checked(task.clip, "unreadable", reason), None
     digest = hashlib.sha256(audio).hexdigest()
-    return Checked(task.clip, "there", "", seconds, rate, digest), Clip(task.clip, audio, seconds, rate)
+    checked = Checked(task.clip, "there", "", seconds, rate, digest, measured.notes)
+    return checked, Clip(task.clip, audio, seconds, rate)
 
 
-def _from_array(path: Path, rate: int | None) -> tuple[bytes, int, int]:
-    """The reference implementation's .npy as a wav of the same numbers: (bytes, samples, rate)."""
+def _from_array(path: Path, rate: int | None) -> bytes:
+    """The reference implementation's .npy as a wav of the same numbers."""
     if rate is None:
         raise UserError(f"{path}: an array states no sample rate, and the annotations have no sampling_rate for it")
     try:
@@ -91,13 +96,4 @@ def _from_array(path: Path, rate: int | None) -> tuple[bytes, int, int]:
         waveform = prepare_waveform(waveform, rate, AudioSettings(rate, normalize=False), minimum=0)
     with io.BytesIO() as file:
         soundfile.write(file, waveform.reshape(-1), rate, format="WAV", subtype="FLOAT")
-        return file.getvalue(), len(waveform), rate
-
-
-def _convert(path: Path, most_seconds: float) -> tuple[bytes, int, int]:
-    """What libsndfile does not read, as flac: (bytes, samples, rate)."""
-    with tempfile.TemporaryDirectory() as folder:
-        flac = Path(folder) / "clip.flac"
-        convert(path, flac)
-        samples, rate = measure_audio(flac, most_seconds=most_seconds)
-        return flac.read_bytes(), samples, rate
+        return file.getvalue()

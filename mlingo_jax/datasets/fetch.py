@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from tqdm import tqdm
 
 from mlingo_jax.data.annotations import Annotation
-from mlingo_jax.data.convert import convert, has_ffmpeg
+from mlingo_jax.data.convert import cut, has_ffmpeg
 from mlingo_jax.data.lookup import AudioFolders
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import exclusive_lock
@@ -157,15 +156,12 @@ def _fetch_one(clip: Annotation, folder: Path, url: str, limits: Limits) -> str 
             downloader.download([url])
         (recording,) = place.glob("recording.*")
         made = place / "clip.flac"
-        if cut_by_ffmpeg:
-            convert(recording, made, seconds=end - start)
-        else:
-            _cut(recording, made, start, end)
-        found = soundfile.info(made).duration
+        begin = 0.0 if cut_by_ffmpeg else start
+        found = cut(recording, made, begin, begin + end - start)
         if found < end - start - _SHORTER_SECONDS:
             return f"the recording has only {found:.1f} of the {end - start:.1f} seconds from {start:.1f} s on"
         os.replace(made, folder / f"{clip.clip}.flac")
-    except (YoutubeDLError, UserError, soundfile.LibsndfileError, ValueError) as error:
+    except (YoutubeDLError, UserError, ValueError) as error:
         return re.sub(r"\s+", " ", str(error).removeprefix("ERROR: "))
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -179,18 +175,6 @@ class _Silent:
         pass
 
     warning = error = debug
-
-
-def _cut(recording: Path, made: Path, start: float, end: float) -> None:
-    """Without ffmpeg: the whole recording came, in whatever format."""
-    try:
-        source = soundfile.SoundFile(recording)
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{recording.suffix} cannot be cut without ffmpeg, and there is none on this system") from error
-    with source:
-        source.seek(min(round(start * source.samplerate), source.frames))
-        samples = source.read(round((end - start) * source.samplerate), always_2d=True)
-        soundfile.write(made, samples, source.samplerate)
 
 
 def _note_failure(folder: Path, clip: str, reason: str) -> None:

@@ -18,13 +18,15 @@ _STATUSES: tuple[str, ...] = get_args(Status)
 @dataclass(frozen=True)
 class Report:
     """clips: how many of each status. duplicated: clips whose audio is, byte for byte, also another's (they are kept).
-    seconds: of audio there. annotated, kept: examples of each split before and after clips were left out.
-    published: examples of each split ("" for all) as published.
+    noted: clips that are used and of which there is something to say. seconds: of audio there. annotated, kept:
+    examples of each split before and after clips were left out. published: examples of each split ("" for all) as
+    published.
     """
 
     dataset: str
     clips: dict[str, int]
     duplicated: int
+    noted: int
     seconds: float
     annotated: dict[str, int]
     kept: dict[str, int]
@@ -43,7 +45,9 @@ class Report:
         """For the screen."""
         rows = [("clips", self.wanted, "")]
         rows += [(f"  {status}", count, f"{count / self.wanted:.1%}") for status, count in self.clips.items()]
-        rows += [("  duplicated (kept)", self.duplicated, ""), ("hours of audio", round(self.seconds / 3600, 2), "")]
+        rows += [("  duplicated (kept)", self.duplicated, "")]
+        rows += [("  with a note (kept)", self.noted, "see notes.jsonl")] if self.noted else []
+        rows += [("hours of audio", round(self.seconds / 3600, 2), "")]
         lines = [f"{name:<28}{count:>12,}  {note}".rstrip() for name, count, note in rows]
         for split, count in self.annotated.items():
             published = self.published.get(split)
@@ -64,6 +68,7 @@ def make_report(
         dataset=dataset,
         clips={status: counts[status] for status in _STATUSES},
         duplicated=sum(map(len, _duplicates(checks))),
+        noted=len(_noted(checks)),
         seconds=round(math.fsum(checked.seconds for checked in checks if checked.status == "there"), 3),
         annotated=dict(annotated),
         kept=dict(kept),
@@ -77,7 +82,8 @@ def reports_folder(data_dir: Path, dataset: str) -> Path:
 
 
 def write_report(folder: Path, report: Report, checks: Sequence[Checked]) -> None:
-    """Writes report.json, missing.txt (an id a line), bad_clips.jsonl (with reasons), duplicates.jsonl (groups).
+    """Writes report.json, missing.txt (an id a line), bad_clips.jsonl (with reasons), duplicates.jsonl (groups),
+    notes.jsonl (of clips that are used).
 
     Raises UserError if the folder cannot be written.
     """
@@ -89,7 +95,12 @@ def write_report(folder: Path, report: Report, checks: Sequence[Checked]) -> Non
     _write_lines(folder / "missing.txt", (checked.clip for checked in checks if checked.status == "missing"))
     _write_lines(folder / "bad_clips.jsonl", map(json.dumps, bad))
     _write_lines(folder / "duplicates.jsonl", map(json.dumps, _duplicates(checks)))
+    _write_lines(folder / "notes.jsonl", map(json.dumps, _noted(checks)))
     _write_lines(folder / "report.json", [json.dumps({**asdict(report), "share": round(report.share, 6)}, indent=2)])
+
+
+def _noted(checks: Iterable[Checked]) -> list[dict[str, str | Sequence[str]]]:
+    return [{"clip": checked.clip, "notes": checked.notes} for checked in checks if checked.notes]
 
 
 def _duplicates(checks: Iterable[Checked]) -> list[list[str]]:

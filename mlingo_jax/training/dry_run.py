@@ -13,7 +13,7 @@ from mlingo_jax.data.prepared import Prepared
 from mlingo_jax.data.prompt import Prompt, open_prompt, read_context
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.statistics import example_statistics, row_sizes
-from mlingo_jax.data.stored import Audio, duration
+from mlingo_jax.data.stored import Audio, durations
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import count_tokens
 from mlingo_jax.features.spec import FeatureSpec
@@ -150,7 +150,7 @@ def _count_music(config: Config, clips: Mapping[str, Audio]) -> dict[str, int]:
 def _seconds(config: Config, clips: Mapping[str, Audio]) -> dict[str, float]:
     data = config.data
     if not data.datasets:
-        return {clip: duration(audio) or 0.0 for clip, audio in clips.items()}
+        return {clip: seconds or 0.0 for clip, seconds in durations(clips, most_seconds(config)).items()}
     wanted = parse_wanted(data.datasets, "config.data.datasets")
     wanted += parse_wanted(data.evaluate, "config.data.evaluate") if data.evaluate else []
     found = [Prepared(data.data_dir, name) for name in {part.dataset: None for part in wanted}]

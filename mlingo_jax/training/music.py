@@ -34,6 +34,8 @@ from mlingo_jax.weights.folders import find
 from mlingo_jax.weights.load import Tower, load_tower
 
 ENCODER = "encoder.json"
+# Of how many clips the mean length is taken: half a second's work, if they are clips.
+_MEASURED_CLIPS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +120,9 @@ def _remember(encoder: str, folder: Path) -> None:
 
 
 def mean_seconds(examples: Examples, *, most: float) -> float | None:
-    """The clips' mean duration (`most` each at most), from some files' headers; None if there are no files any more."""
-    sampled = range(0, len(examples), max(len(examples) // 100, 1))
-    durations = [min(d, most) for i in sampled if (d := duration(examples[i].audio)) is not None]
+    """The clips' mean duration (`most` each at most), of some that are decoded; None if there are none any more."""
+    sampled = range(0, len(examples), max(len(examples) // _MEASURED_CLIPS, 1))
+    durations = [min(d, most) for i in sampled if (d := duration(examples[i].audio, most)) is not None]
     return sum(durations) / len(durations) if durations else None
 
 

@@ -29,7 +29,7 @@ from mlingo_jax.runs.folder import RUN, is_run, read_run
 from mlingo_jax.settings import Config
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
-PACKAGES += ("soundfile", "soxr")
+PACKAGES += ("av", "soundfile", "soxr")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # What a run must keep to be the same run; the rest of run.json is for the reader.
 ESSENTIAL = ("mert.identity", "llm.identity", "frames_per_token", "prompt", "data", "seed")
