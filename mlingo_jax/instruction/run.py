@@ -121,7 +121,7 @@ def read_batches(clips: Clips, plan: Plan, output: Path, file: Path, structured:
     finally:
         writer.close()
     left = sum(1 for _ in missing(_steps(clips.read(), plan), journal))
-    parts = [f"{counted(counts['read'], 'reply').replace('replys', 'replies')} read"]
+    parts = ["1 reply read" if counts["read"] == 1 else f"{counts['read']:,} replies read"]
     parts += [f"{counts[name]:,} {name}" for name in ("failed", "other") if counts[name]]
     after = f"; {counted(left, 'request')} can be asked now: `--batch write FILE`" if left else ""
     return ", ".join(parts) + after, not left
