@@ -1,5 +1,6 @@
 """Which file a clip is: its path decides, or an id that only one file has; never a name that another file has too."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ from mlingo_jax.data.prepared import Prepared
 from mlingo_jax.datasets.manifest import Manifest
 from mlingo_jax.datasets.music_qa import MusicQA
 from mlingo_jax.errors import UserError
-from tests.collections_of_music import built, music_qa_question, tone, write_json, write_jsonl
+from tests.collections_of_music import built, music_qa_question, tone, tones, write_json, write_jsonl
 
 
 def row(audio: str, **more: str) -> dict[str, str]:
@@ -151,3 +152,57 @@ def test_names_that_can_be_no_path_are_only_missing(tmp_path):
         path.write_text(json.dumps(row(name)))
         with pytest.raises(UserError, match="there is no audio file"):
             read_manifest(path)
+
+
+def asked(folder: Path, seconds: float) -> Path:
+    """A manifest of three clips, which states their length."""
+    rows = [{**row(f"{i}.wav"), "seconds": seconds} for i in range(3)]
+    return write_jsonl(folder / "mine.jsonl", rows)
+
+
+def test_clips_that_were_prepared_before_must_have_the_length_that_is_stated(tmp_path):
+    tones(tmp_path / "audio", ["0.wav", "1.wav"], 1.0)
+    tone(tmp_path / "audio" / "2.wav", 5.0)
+    built(
+        Manifest, write_jsonl(tmp_path / "all.jsonl", [row(f"{i}.wav") for i in range(3)]), tmp_path / "audio", tmp_path
+    )
+    report = built(Manifest, asked(tmp_path / "notes", 1.0), "manifest_own", tmp_path, config="asked")
+    assert report.clips == {"there": 2, "missing": 0, "unreadable": 0, "too short": 0, "wrong length": 1}
+
+
+def test_a_dataset_whose_clips_were_prepared_anew_from_other_audio_is_refused(tmp_path):
+    audio, data_dir = tones(tmp_path / "audio", [f"{i}.wav" for i in range(3)], 1.0), tmp_path / "data"
+    own = write_jsonl(tmp_path / "all.jsonl", [row(f"{i}.wav") for i in range(3)])
+    built(Manifest, own, audio, data_dir)
+    notes = asked(tmp_path / "notes", 1.0)
+    built(Manifest, notes, "manifest_own", data_dir, config="asked")
+    # The same audio and one clip more: nothing changes for whom the clips are theirs.
+    tone(audio / "3.wav", 1.0)
+    write_jsonl(own, [row(f"{i}.wav") for i in range(4)])
+    built(Manifest, own, audio, data_dir)
+    assert len(Prepared(data_dir, "manifest/asked").clips) == 4
+    tone(audio / "1.wav", 1.0, frequency=700)
+    built(Manifest, own, audio, data_dir)
+    with pytest.raises(UserError, match=r"1 clip of manifest_own changed since manifest/asked was prepared \(1\.wav\)"):
+        _ = Prepared(data_dir, "manifest/asked").clips
+    assert len(Prepared(data_dir, "manifest/own").clips) == 4
+    built(Manifest, notes, "manifest_own", data_dir, config="asked")
+    assert len(Prepared(data_dir, "manifest/asked").clips) == 4
+
+
+def test_a_record_that_is_not_what_was_measured_is_not_heard(tmp_path):
+    audio, data_dir = tones(tmp_path / "audio", ["0.wav", "1.wav"], 1.0), tmp_path / "data"
+    built(Manifest, write_jsonl(tmp_path / "all.jsonl", [row("0.wav"), row("1.wav")]), audio, data_dir)
+    clips = Prepared(data_dir, "manifest/own").clips
+    assert clips.audio("0.wav") == (audio / "0.wav").read_bytes()
+    checks = clips.folder / "checks.jsonl"
+    checks.write_text(checks.read_text().replace(hashlib.sha256(clips.audio("1.wav")).hexdigest(), "0" * 64))
+    clips = Prepared(data_dir, "manifest/own").clips
+    with pytest.raises(
+        UserError, match=r"the audio of clip '1\.wav' is not what was prepared; prepare the dataset again"
+    ):
+        clips.audio("1.wav")
+    for text in ("12\n", "{}\n", "["):
+        checks.write_text(text)
+        with pytest.raises(UserError, match=r"checks\.jsonl: missing or damaged"):
+            Prepared(data_dir, "manifest/own").clips.digest("0.wav")

@@ -118,16 +118,13 @@ class PreparedClips:
     @functools.cached_property
     def _digests(self) -> UInt64[np.ndarray, "N 2"]:
         """Of each clip's audio, in the order of the records."""
-        path = self.folder / CHECKS
-        try:
-            with path.open(encoding="utf-8") as file:
-                checks = [json.loads(line) for line in file]
-            there = [(clip_hash(c["clip"]), c["clip"], c["digest"]) for c in checks if c["status"] == "there"]
-            words = [digest_words(digest[:DIGITS]) for _, _, digest in sorted(there)]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: missing or damaged ({error}); prepare the dataset again") from error
+        checks = _read_checks(self.folder)
+        there = [(clip_hash(c["clip"]), c["clip"], c["digest"]) for c in checks if c["status"] == "there"]
+        words = [digest_words(digest[:DIGITS]) for _, _, digest in sorted(there)]
         if len(words) != len(self):
-            raise UserError(f"{path}: {counted(len(words), 'clip')}, but {len(self):,} records; prepare it again")
+            raise UserError(
+                f"{self.folder / CHECKS}: {counted(len(words), 'clip')}, but {len(self):,} records; prepare it again"
+            )
         return np.array(words, np.uint64).reshape(-1, 2)
 
     def _first(self, clip: str) -> int:
@@ -149,14 +146,33 @@ class Prepared:
             command = f"do so by `python -m mlingo_jax.prepare {name.partition('/')[0]} --data_dir {data_dir} ...`"
             instead = f"name the part that is: {', '.join(parts)}" if parts else command
             raise UserError(f"{data_dir}: {name} is not prepared there; {instead}")
-        values = json.loads((self.folder / PREPARED).read_text(encoding="utf-8"))
+        values = _read_prepared(self.folder)
         self.splits: dict[str, int] = values["splits"]
         self.collection: str = values["clips"]
+        # Datasets from before it was written down have none.
+        self._clips_plan: str | None = values.get("clips_plan")
 
     @functools.cached_property
     def clips(self) -> PreparedClips:
-        """The clips that the examples are about, and perhaps more."""
-        return PreparedClips(dataset_folder(self._data_dir, f"clips/{self.collection}"))
+        """The clips that the examples are about, and perhaps more.
+
+        Raises UserError if there are other clips under their names by now.
+        """
+        folder = dataset_folder(self._data_dir, f"clips/{self.collection}")
+        clips = PreparedClips(folder)
+        if self._clips_plan is not None and _read_prepared(folder).get("plan") != self._clips_plan:
+            self._require_same(clips)
+        return clips
+
+    def _require_same(self, clips: PreparedClips) -> None:
+        """The collection was prepared anew since: raises UserError unless these clips are as they were."""
+        there = {c["clip"]: c["digest"][:DIGITS] for c in _read_checks(self.folder) if c["status"] == "there"}
+        changed = [clip for clip, digest in there.items() if clip not in clips or clips.digest(clip) != digest]
+        if changed:
+            raise UserError(
+                f"{self.folder}: {counted(len(changed), 'clip')} of {self.collection} changed since {self.name} was "
+                f"prepared ({changed[0]}{', ...' if len(changed) > 1 else ''}); prepare {self.name} again"
+            )
 
     def examples(self, split: str) -> PreparedExamples:
         """The examples of a split. Raises UserError if there is no such split."""
@@ -174,6 +190,29 @@ def prepared_parts(data_dir: str | Path, dataset: str) -> list[str]:
 def dataset_folder(data_dir: Path, name: str) -> Path:
     """Where TFDS keeps a dataset."""
     return data_dir / name / "1.0.0"
+
+
+def _read_prepared(folder: Path) -> dict[str, Any]:
+    """What `prepare` wrote of a dataset or a collection."""
+    try:
+        values = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / PREPARED}: missing or damaged ({error}); prepare the dataset again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{folder / PREPARED}: damaged; prepare the dataset again")
+    return values
+
+
+def _read_checks(folder: Path) -> list[dict[str, Any]]:
+    """What came of the checks of a dataset's or a collection's clips."""
+    try:
+        with (folder / CHECKS).open(encoding="utf-8") as file:
+            checks = [json.loads(line) for line in file]
+        if any({"clip", "status", "digest"} - check.keys() for check in checks):
+            raise ValueError("not a check")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / CHECKS}: missing or damaged ({error}); prepare the dataset again") from error
+    return checks
 
 
 def _source(folder: Path, split: str) -> Any:

@@ -100,7 +100,7 @@ def build(
         place = dataset_folder(data_dir, name)
         if isinstance(audio, str):
             clips_place = dataset_folder(data_dir, f"clips/{audio}")
-            checks = _look_up(wanted, PreparedClips(clips_place))
+            checks = _look_up(wanted, PreparedClips(clips_place), options.tolerance)
             tasks, plan = [], _digest(builder, checks, audio, options)
         else:
             clips_place = dataset_folder(data_dir, f"clips/{flat}")
@@ -122,7 +122,8 @@ def build(
         report = judge(checks)
         there = {checked.clip for checked in checks if checked.status == "there"}
         examples = dataset(annotations=annotations, clips=there, config=config, data_dir=stage)
-        _build_examples(examples, checks, plan, clips_place.parent.name)
+        made_of = _plan_of(clips_made if clips_made.is_dir() else clips_place)
+        _build_examples(examples, checks, {"plan": plan, "clips": clips_place.parent.name, "clips_plan": made_of})
         _put_in_place(clips_made, clips_place, stage)
         _put_in_place(Path(examples.data_dir), place, stage)
         shutil.rmtree(stage)
@@ -172,15 +173,21 @@ def _task(clip: str, path: Path | None, wanted: _Wanted) -> Task:
     return Task(clip, None if path is None else str(path), wanted.seconds[clip], wanted.rates[clip])
 
 
-def _look_up(wanted: _Wanted, clips: PreparedClips) -> list[Checked]:
-    """The checks of clips that were prepared before: there or missing."""
-    checks = {
-        clip: Checked(clip, "there", "", seconds, rate)
-        for clip, seconds, rate in clips.lengths()
-        if clip in wanted.names
-    }
-    missing = f"not in the collection {clips.folder}"
-    return [checks.get(clip) or Checked(clip, "missing", missing) for clip in wanted.names]
+def _look_up(wanted: _Wanted, clips: PreparedClips, tolerance: float) -> list[Checked]:
+    """The checks of clips that were prepared before: there, of another length than is stated, or missing."""
+    lengths = {clip: (seconds, rate) for clip, seconds, rate in clips.lengths() if clip in wanted.names}
+    checks = []
+    for clip in wanted.names:
+        if clip not in lengths:
+            checks.append(Checked(clip, "missing", f"not in the collection {clips.folder}"))
+            continue
+        (seconds, rate), expected = lengths[clip], wanted.seconds[clip]
+        if expected is not None and abs(seconds - expected) > tolerance:
+            reason = f"{clips.folder}: {seconds:.1f} s, expected {expected:.1f} s"
+            checks.append(Checked(clip, "wrong length", reason, seconds, rate))
+        else:
+            checks.append(Checked(clip, "there", "", seconds, rate, clips.digest(clip)))
+    return checks
 
 
 def _digest(builder: Examples, clips: Sequence[Task | Checked], collection: str, options: Options) -> str:
@@ -255,13 +262,13 @@ def _build_clips(collection: str, tasks: Sequence[Task], stage: Path, options: O
     _prepare(builder, options.beam)
 
 
-def _build_examples(builder: Examples, checks: Sequence[Checked], plan: str, collection: str) -> None:
+def _build_examples(builder: Examples, checks: Sequence[Checked], values: dict[str, Any]) -> None:
     _prepare(builder, None)
     folder = Path(builder.data_dir)
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
     lines = [json.dumps(dataclasses.asdict(checked)) + "\n" for checked in checks]
     (folder / CHECKS).write_text("".join(lines), encoding="utf-8")
-    _write_json(folder / PREPARED, {"plan": plan, "clips": collection, "splits": splits})
+    _write_json(folder / PREPARED, {**values, "splits": splits})
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

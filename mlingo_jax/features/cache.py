@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 import mlingo_jax
 from mlingo_jax.data.audio import AudioSettings
@@ -171,18 +171,34 @@ class FeatureCache:
         digests: of the audio; any will do for one that is `UNKNOWN`, for then there is nothing to encode anew. changed:
         when each was written last, ns: features from before their audio was kept count if they are younger.
         """
-        return [self._find(*clip) is not None for clip in zip(clips, digests, changed, strict=True)]
+        first, count = self._ranges(clips)
+        words = np.array([digest_words(digest) for digest in digests], np.uint64).reshape(-1, 2)
+        same = np.zeros(len(clips), bool)
+        # Nearly all: one audio under this name, and it is this.
+        same[count == 1] = (self._digests[first[count == 1]] == words[count == 1]).all(axis=1)
+        rest = zip(clips, digests, changed, same, strict=True)
+        return [bool(is_same) or self._find(*clip) is not None for *clip, is_same in rest]
+
+    def encoded(self, clips: Sequence[str]) -> list[bool]:
+        """Whether anything was encoded under each of these names."""
+        return (self._ranges(clips)[1] > 0).tolist()
 
     def versions(self, clips: Sequence[str], digests: Sequence[str], changed: Sequence[int]) -> dict[str, str]:
         """Which features are meant, for those clips that have several: see `__init__`."""
-        several = [clip for clip in zip(clips, digests, changed, strict=True) if len(self._rows(clip[0])) > 1]
-        found = {clip[0]: self._find(*clip) for clip in several}
+        of_clip = zip(clips, digests, changed, self._ranges(clips)[1], strict=True)
+        found = {clip[0]: self._find(*clip) for *clip, count in of_clip if count > 1}
         return {name: self._digest(row) for name, row in found.items() if row is not None}
 
     def audio(self, clips: Sequence[str]) -> str | None:
         """A digest of the audio that these clips' features are of; None if of some of them nobody kept it."""
-        digests = [self.digest(clip) for clip in clips]
+        digests = self.digests(clips)
         return None if UNKNOWN in digests else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def digests(self, clips: Sequence[str]) -> list[str]:
+        """The digests of many clips' audio."""
+        first, count = self._ranges(clips)
+        rows = [row if only == 1 else self._row(clip) for clip, row, only in zip(clips, first, count, strict=True)]
+        return [digest_text(words) for words in self._digests[np.array(rows, np.int64)]]
 
     def is_sole(self, clip: str) -> bool:
         """Whether one audio alone was encoded under a name."""
@@ -244,6 +260,12 @@ class FeatureCache:
             f"{self.folder}: different audio was encoded as {clip!r}, and it is not known which is meant: its audio is "
             "not there any more; put it back, or name another cache folder"
         )
+
+    def _ranges(self, clips: Sequence[str]) -> tuple[Int64[np.ndarray, "N"], Int64[np.ndarray, "N"]]:
+        """Of each clip the first row of what was encoded under its name, and the number of rows."""
+        wanted = np.array([clip_hash(clip) for clip in clips], np.uint64)
+        first = self._hashes.searchsorted(wanted)
+        return first, self._hashes.searchsorted(wanted, "right") - first
 
     def _rows(self, clip: str) -> range:
         """The rows of all that was encoded under a name."""

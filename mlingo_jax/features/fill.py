@@ -89,7 +89,7 @@ def find_encoded(clips: Mapping[str, Audio], folder: Path) -> tuple[list[bool], 
     cache, contents = FeatureCache(folder), Contents(folder / MEMORY)
     names, audio = list(clips), list(clips.values())
     # A clip that was never encoded will be read when it is.
-    known = [name in cache for name in names]
+    known = cache.encoded(names)
     digests = iter(contents.digests([a for a, is_known in zip(audio, known, strict=True) if is_known]))
     of_clip = [next(digests) if is_known else UNKNOWN for is_known in known]
     contents.save()
@@ -124,7 +124,7 @@ def _remember(
     cache, contents, names = FeatureCache(folder), Contents(folder / MEMORY), list(clips)
     encoded = [names[n] for n in todo if names[n] not in bad]
     files = {n: path for n in encoded if isinstance(path := clips[n], Path) and n in cache and cache.is_sole(n)}
-    contents.learn(list(files.values()), [cache.digest(name) for name in files], before=before)
+    contents.learn(list(files.values()), cache.digests(list(files)), before=before)
     contents.save()
     return find_encoded(clips, folder)[1]
 

@@ -7,7 +7,7 @@ whose clips have all been encoded does not load the encoder at all.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from mlingo_jax.data.audio import AudioSettings
-from mlingo_jax.data.contents import digest_audio, file_state
+from mlingo_jax.data.contents import UNKNOWN, digest_audio, file_state
 from mlingo_jax.data.examples import Examples
 from mlingo_jax.data.rows import Music
 from mlingo_jax.data.stored import Audio, duration
@@ -32,6 +32,7 @@ from mlingo_jax.processes import broadcast, is_primary
 from mlingo_jax.training.sharding import local_mesh
 from mlingo_jax.weights.folders import find
 from mlingo_jax.weights.load import Tower, load_tower
+from mlingo_jax.wording import counted
 
 ENCODER = "encoder.json"
 # Of how many clips the mean length is taken: half a second's work, if they are clips.
@@ -184,7 +185,7 @@ def _find_complete(spec: FeatureSpec, clips: Mapping[str, Audio]) -> tuple[bool,
     seen without the encoder; and which are meant (`find_encoded`).
     """
     cache = encoded_clips(spec)
-    if not isinstance(cache, FeatureCache) or not all(clip in cache for clip in clips) or not _is_own(spec, cache):
+    if not isinstance(cache, FeatureCache) or not all(cache.encoded(list(clips))) or not _is_own(spec, cache):
         return False, {}
     held, versions = find_encoded(clips, cache.folder)
     return all(held), versions
@@ -211,6 +212,16 @@ def _remembered(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return memory if isinstance(memory, dict) and isinstance(memory.get("path", ""), str) else {}
+
+
+def shared_audio(music: Music, train: Sequence[str], held_out: Sequence[str]) -> list[str]:
+    """A line on clips that are held out although their audio, under another name, is trained on."""
+    if not isinstance(music, CachedFeatures):
+        return []
+    trained = dict(zip(music.cache.digests(train), train, strict=True)) | {UNKNOWN: ""}
+    pairs = zip(held_out, music.cache.digests(held_out), strict=True)
+    same = [f"{clip} is {other}" for clip, digest in pairs if (other := trained.get(digest)) and other != clip]
+    return [f"{counted(len(same), 'clip')} held out whose very audio is trained on: {named(same)}"] if same else []
 
 
 def _files(source: str) -> dict[str, list[int]]:

@@ -27,7 +27,7 @@ from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.runs.folder import read_run, run_of
 from mlingo_jax.settings import Config
 from mlingo_jax.training.examples import lay_out, read_examples, reading_threads, train_batches
-from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, open_music
+from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, open_music, shared_audio
 from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import check_encoder, describe_data, describe_run, prompt_settings, require_towers
 from mlingo_jax.training.sharding import check_batch, reading_share
@@ -112,6 +112,8 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
         data=describe_data(statistics, len(train), layout.length, music.audio),
     )
 
+    names = list(statistics.clips)
+    sides = [[names[n] for n in np.unique(clips)] for clips in np.split(statistics.clip, [len(train)])]
     process, processes = reading_share(mesh)
     place = {"process": process, "processes": processes}
     return RunSetup(
@@ -139,6 +141,7 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
             *too_long(sizes.longest, read_context(files)),
             *no_begin(prompt),
             *_packed(layout.packing),
+            *shared_audio(music.music, *sides),
         ],
     )
 
