@@ -60,10 +60,8 @@ def digest_audio(audio: Audio) -> str:
     """The digest of a clip's audio as it is now; `UNKNOWN` if it cannot be read."""
     if isinstance(audio, Path):
         return digest_file(audio)
-    if audio.digest is not None:
-        return audio.digest(audio.clip)
     try:
-        return digest_bytes(audio.read(audio.clip))
+        return digest_bytes(audio.read(audio.clip)) if audio.digest is None else audio.digest(audio.clip)
     except UserError:
         return UNKNOWN
 

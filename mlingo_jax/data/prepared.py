@@ -165,9 +165,9 @@ class Prepared:
         return clips
 
     def _require_same(self, clips: PreparedClips) -> None:
-        """The collection was prepared anew since: raises UserError unless these clips are as they were."""
+        """The collection was prepared anew since: raises UserError if clips that are still there are others."""
         there = {c["clip"]: c["digest"][:DIGITS] for c in _read_checks(self.folder) if c["status"] == "there"}
-        changed = [clip for clip, digest in there.items() if clip not in clips or clips.digest(clip) != digest]
+        changed = [clip for clip, digest in there.items() if clip in clips and clips.digest(clip) != digest]
         if changed:
             raise UserError(
                 f"{self.folder}: {counted(len(changed), 'clip')} of {self.collection} changed since {self.name} was "

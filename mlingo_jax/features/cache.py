@@ -177,7 +177,7 @@ class FeatureCache:
         # Nearly all: one audio under this name, and it is this.
         same[count == 1] = (self._digests[first[count == 1]] == words[count == 1]).all(axis=1)
         rest = zip(clips, digests, changed, same, strict=True)
-        return [bool(is_same) or self._find(*clip) is not None for *clip, is_same in rest]
+        return [bool(known) or self._find(clip, digest, at) is not None for clip, digest, at, known in rest]
 
     def encoded(self, clips: Sequence[str]) -> list[bool]:
         """Whether anything was encoded under each of these names."""
@@ -186,7 +186,7 @@ class FeatureCache:
     def versions(self, clips: Sequence[str], digests: Sequence[str], changed: Sequence[int]) -> dict[str, str]:
         """Which features are meant, for those clips that have several: see `__init__`."""
         of_clip = zip(clips, digests, changed, self._ranges(clips)[1], strict=True)
-        found = {clip[0]: self._find(*clip) for *clip, count in of_clip if count > 1}
+        found = {clip: self._find(clip, digest, at) for clip, digest, at, count in of_clip if count > 1}
         return {name: self._digest(row) for name, row in found.items() if row is not None}
 
     def audio(self, clips: Sequence[str]) -> str | None:
