@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.runs.checkpoints import restore
 from mlingo_jax.settings import Config
-from mlingo_jax.training.checkpoint import restore
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.setup import set_up
 from mlingo_jax.training.sharding import make_mesh
@@ -120,7 +120,7 @@ def test_a_workdir_that_is_not_utf8_is_refused_in_one_line(corpus, tmp_path):
 
 PASSED = """
 import sys
-from mlingo_jax.training.checkpoint import restore
+from mlingo_jax.runs.checkpoints import restore
 print(restore(sys.argv[1]).step)
 """
 
