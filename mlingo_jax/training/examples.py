@@ -37,10 +37,10 @@ def read_examples(config: Config) -> tuple[Mixture, Mixture]:
         wanted = parse_wanted(data.evaluate, "config.data.evaluate") if data.evaluate else []
         held_out = read_mixture(data.data_dir, wanted)
     else:
-        alone, apart = split_examples(
+        own, apart = split_examples(
             read_manifest(data.manifest, encoded=encoded_clips(FeatureSpec.of(config))), data.eval_share
         )
-        if not alone:
+        if not own:
             raise UserError(f"{data.manifest}: no examples to train on; all are held out for evaluation")
         train, held_out = Mixture([own]), Mixture([apart])
     return train, Mixture([evenly(held_out, data.eval_most)])
