@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
+from mlingo_jax.data.decoding import Mixdown
 from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, open_prompt, read_context
 from mlingo_jax.data.tokenizer import read_eos
 from mlingo_jax.errors import UserError
@@ -241,6 +242,7 @@ def load(
     quantization: Quantization | None = None,
     prompt: PromptSettings | None = None,
     frames_per_token: int | None = None,
+    mixdown: Mixdown = "mean",
 ) -> MusiLingo:
     """Loads a MusiLingo, its towers in `dtype`, spread over `mesh` if there is one; the adapter is float32.
 
@@ -255,6 +257,7 @@ def load(
         prompt: template, end symbol and limits; by default the run's, else the reference implementation's of stage 2.
         frames_per_token: encoder frames averaged into one music token; by default the run's, else the reference
         implementation's 325.
+        mixdown: of a clip's channels their "mean", or the first one, "left": for clips whose channels cancel out.
 
     Raises:
         UserError: a folder, file or weight is missing or broken, the three do not fit one another, or the adapter is
@@ -290,7 +293,7 @@ def load(
         tower.graphdef,
         tower.params,
         tower.config,
-        AudioSettings.from_folder(tower.folder),
+        AudioSettings.from_folder(tower.folder, mixdown),
         frames_per_token=frames_per_token or FRAMES_PER_TOKEN,
         per_layer=per_layer,
         mesh=mesh,

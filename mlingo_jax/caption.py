@@ -161,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--llm", help="the language model: a folder or hub id; by default the adapter's own")
     add("--dtype", choices=("bfloat16", "float32"), help="by default float32 on a CPU, bfloat16 elsewhere")
     add("--quantization", choices=("none", "int8", "int4"), help="of the language model; by default the adapter's own")
+    add("--mixdown", choices=("mean", "left"), default="mean", help="of several channels: their mean, or the first one")
     add(
         "--batch_size",
         type=int,
@@ -197,7 +198,7 @@ def _load(arguments: argparse.Namespace) -> "MusiLingo":
 
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     towers = {"mert": arguments.mert, "llm": arguments.llm, "quantization": arguments.quantization}
-    return mlingo_jax.load(**towers, adapter=adapter, dtype=dtype)
+    return mlingo_jax.load(**towers, adapter=adapter, dtype=dtype, mixdown=arguments.mixdown)
 
 
 def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, Any]:
@@ -210,6 +211,7 @@ def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, An
         "adapter": weights_checksum(model.adapter),
         "dtype": model.llm.identity["dtype"],
         "frames_per_token": model.encoder.frames_per_token,
+        "mixdown": None if model.encoder.audio.mixdown == "mean" else model.encoder.audio.mixdown,
         "prompt": dataclasses.asdict(model.prompt.settings),
         **dataclasses.asdict(options),
         "seed": seed if options.temperature > 0 else None,

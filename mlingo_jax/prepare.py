@@ -13,7 +13,7 @@ from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.datasets.report import reports_folder
 from mlingo_jax.errors import UserError
 from mlingo_jax.flags import check
-from mlingo_jax.settings import DTYPES, AdapterConfig, Config, DataConfig, EncoderConfig
+from mlingo_jax.settings import DTYPES, MIXDOWNS, AdapterConfig, Config, DataConfig, EncoderConfig
 
 
 def main() -> None:
@@ -196,6 +196,7 @@ def _add_features(commands: argparse._SubParsersAction) -> None:
         metavar="SECONDS",
         help="of a crop (default %(default)s)",
     )
+    add("--mixdown", choices=MIXDOWNS, default="mean", help="of a clip's channels: their mean, or the first one")
     add("--crop_seed", type=int, default=defaults.data.crop_seed, help="which crops (default %(default)s)")
     add("--store", choices=DTYPES, default=defaults.data.store, help="what features are kept as (default %(default)s)")
     add(
@@ -227,6 +228,7 @@ def _features(arguments: argparse.Namespace) -> None:
             crop_seconds=arguments.crop_seconds,
             crop_seed=arguments.crop_seed,
             store=arguments.store,
+            mixdown=arguments.mixdown,
         ),
     )
     check(config)

@@ -21,6 +21,7 @@ def setting(
 DTYPES = ("bfloat16", "float32")
 QUANTIZATIONS = ("none", "int8", "int4")
 REMATS = ("layer", "dots", "none")
+MIXDOWNS = ("mean", "left")
 MIXINGS = ("row", "step")
 
 
@@ -91,6 +92,7 @@ class DataConfig:
     )
     features: str = setting("", "feature cache; empty: features/ in DATA_DIR (datasets) or WORKDIR", free=True)
     store: str = setting("float32", "what features are kept as in the cache; bfloat16: half of it", choices=DTYPES)
+    mixdown: str = setting("mean", "of a clip's channels their mean, or the first one (left)", choices=MIXDOWNS)
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Example
 from mlingo_jax.data.pipeline import evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings
-from mlingo_jax.data.unreadable import Unreadable
+from mlingo_jax.data.unreadable import LISTED, Unreadable
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.sources import OnlineAudio
 from mlingo_jax.runs.checkpoints import restore
@@ -66,22 +66,27 @@ def test_their_rows_are_empty_and_all_others_as_they_were(whole, damaged, prompt
         assert [bool(reason) for reason in found["unreadable"]] == bad.tolist()
 
 
-def test_each_is_named_once_and_too_many_end_it(damaged, prompt):
+def test_each_is_named_once_and_too_many_end_it(damaged, prompt, tmp_path):
     first, second = evaluation_batches(damaged, prompt, MUSIC, length=64, batch=3)
     said: list[str] = []
-    watch = Unreadable(6, 0.2, said.append, [])
+    watch = Unreadable(6, 0.2, said.append, [], tmp_path)
     watch.note(first)
     watch.note(first)
     # Known to a run that is resumed.
-    watch = Unreadable(6, 0.2, said.append, watch.share())
+    watch = Unreadable(6, 0.2, said.append, watch.share(), tmp_path)
     with pytest.raises(UserError, match=r"2 of 6 clips cannot be read \(allowed: 20\.0%\): .*1\.wav.*; .*4\.wav") as e:
         watch.note(second)
     assert "\n" not in str(e.value)
     assert [f"{clip}.wav: not audio" in line for clip, line in zip(BROKEN, said, strict=True)] == [True, True]
-    patient = Unreadable(6, 0.5, said.append, [])
+    patient = Unreadable(6, 0.5, said.append, [], tmp_path)
     for batch in (first, second, first, second):
         patient.note(batch)
     assert len(said) == 4
+    assert [f"{clip}.wav: not audio" in line for clip, line in zip(BROKEN, listed(tmp_path), strict=True)] == [True] * 2
+
+
+def listed(folder: Path) -> list[str]:
+    return (folder / LISTED).read_text(encoding="utf-8").splitlines()
 
 
 def a_run(examples: list[Example], tmp_path: Path, split: dict[str, str]) -> Config:

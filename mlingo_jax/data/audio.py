@@ -55,7 +55,7 @@ class AudioSettings:
     mixdown: Mixdown = "mean"
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> "AudioSettings":
+    def from_folder(cls, folder: str | Path, mixdown: Mixdown = "mean") -> "AudioSettings":
         """Reads an encoder folder's preprocessor_config.json, or, without one, the `sample_rate` of its config.json.
 
         `do_normalize` is true where nothing is said, as in transformers' Wav2Vec2FeatureExtractor.
@@ -70,7 +70,7 @@ class AudioSettings:
                 f"{folder}: no valid sampling_rate and do_normalize in preprocessor_config.json (nor sample_rate in "
                 f"config.json): found {rate!r} and {normalize!r}; add the encoder's preprocessor_config.json"
             )
-        return cls(sample_rate=rate, normalize=normalize)
+        return cls(sample_rate=rate, normalize=normalize, mixdown=mixdown)
 
 
 def read_audio(

@@ -197,9 +197,18 @@ def _digest(builder: Examples, clips: Sequence[Task | Checked], collection: str,
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     for clip in sorted(clips, key=lambda clip: clip.clip):
-        stat = os.stat(clip.path) if isinstance(clip, Task) and clip.path else None
-        digest.update(repr((clip, stat and (stat.st_size, stat.st_mtime_ns))).encode())
+        state = _state(clip.path) if isinstance(clip, Task) and clip.path else None
+        digest.update(repr((clip, state)).encode())
     return digest.hexdigest()[:16]
+
+
+def _state(path: str) -> tuple[int, int] | None:
+    """A file's size and when it was written, in ns; None for what is none: a link to nowhere, or to itself."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _plan_of(folder: Path) -> str | None:
@@ -236,7 +245,7 @@ def _require_share_found(tasks: Sequence[Task], options: Options, judge: Judge) 
 
 def _require_room(data_dir: Path, tasks: Sequence[Task], annotations: Sequence[Path], stage: Path) -> None:
     # Texts are stored once, with a little around each; the clips' names are kept in a few lists.
-    needed = sum(os.stat(task.path).st_size for task in tasks if task.path) + _SPARE_BYTES
+    needed = sum(state[0] for task in tasks if task.path and (state := _state(task.path))) + _SPARE_BYTES
     needed += 2 * sum(path.stat().st_size for path in annotations)
     made = sum(path.stat().st_size for path in stage.rglob("*") if path.is_file())
     free = shutil.disk_usage(data_dir).free

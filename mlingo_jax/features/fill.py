@@ -18,7 +18,7 @@ from tqdm import tqdm
 from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings
 from mlingo_jax.data.contents import UNKNOWN, Contents, changed, digest_audio, file_state
 from mlingo_jax.data.stored import Audio, Waveform, read_ahead
-from mlingo_jax.data.unreadable import named, require_few
+from mlingo_jax.data.unreadable import LISTED, list_all, named, require_few
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FINGERPRINT, FeatureCache, Fingerprint
 from mlingo_jax.features.shards import DTYPES, Features, unfinished, write_shard
@@ -76,7 +76,9 @@ def fill_cache(
         # When all have told, all shards are there.
         bad = {name: reason for told in all_gather(bad) for name, reason in told.items()}
         versions = broadcast(_remember(clips, todo, bad, folder, before) if is_primary() else {})
-    require_few(bad.values(), len(clips), max_bad_fraction, f"the other clips' features are kept in {folder}")
+        if is_primary() and (bad or (folder / LISTED).exists()):
+            list_all(folder, bad.values())
+    require_few(bad.values(), len(clips), max_bad_fraction, folder, f"the other clips' features are kept in {folder}")
     return FeatureCache(folder, versions), bad
 
 
@@ -140,7 +142,7 @@ def _encode_missing(
 ) -> dict[str, str]:
     """Encodes this process's share, shard by shard; returns why each clip that cannot be read cannot."""
     own = todo[jax.process_index() :: jax.process_count()]
-    audio = AudioSettings(fingerprint.sample_rate, fingerprint.normalize)
+    audio = AudioSettings(fingerprint.sample_rate, fingerprint.normalize, fingerprint.mixdown)
     bad: dict[str, str] = {}
     with _Progress(len(clips), len(todo)) as progress:
         for start in range(0, len(own), shard_clips):

@@ -3,8 +3,9 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from mlingo_jax.data.decoding import Mixdown
 from mlingo_jax.features.crops import Crops
 from mlingo_jax.features.encode import SECONDS
 from mlingo_jax.settings import Config
@@ -19,7 +20,7 @@ class FeatureSpec:
     per_layer: whether the encoder's hidden states are kept apart, for an adapter that weighs them.
     online: encoded in every step, from audio; else once, into `cache`, with numbers of the dtype `stored`.
     crops, crop_seconds, crop_seed: how many fixed crops of each clip, their length, and which; 0: none are fixed.
-    max_bad_fraction: share of clips that may be unreadable.
+    max_bad_fraction: share of clips that may be unreadable. mixdown: what becomes of a clip's channels.
     """
 
     encoder: str
@@ -33,6 +34,7 @@ class FeatureSpec:
     stored: str
     cache: Path
     max_bad_fraction: float
+    mixdown: Mixdown = "mean"
 
     @classmethod
     def of(cls, config: Config) -> "FeatureSpec":
@@ -51,6 +53,7 @@ class FeatureSpec:
             stored=data.store,
             cache=Path(data.features or Path(beside) / "features"),
             max_bad_fraction=data.max_bad_fraction,
+            mixdown=cast(Mixdown, data.mixdown),
         )
 
     @property

@@ -145,7 +145,9 @@ class Loop:
         self._stop, self._saved = stop, saved
         self._watch = LossMonitor(config.log.spike, saved.watch if saved else {})
         unreadable = saved.unreadable if saved else []
-        self._unreadable = Unreadable(setup.clips, config.data.max_bad_fraction, progress.warn, unreadable)
+        self._unreadable = Unreadable(
+            setup.clips, config.data.max_bad_fraction, progress.warn, unreadable, Path(config.workdir)
+        )
         self._train_step = compile_train_step(setup.networks, Schedule.of(config), mesh)
         self._eval_step = compile_eval_step(setup.networks, mesh)
 

@@ -18,7 +18,7 @@ from mlingo_jax.data.pipeline import evaluation_batches
 from mlingo_jax.data.prompt import Prompt, open_prompt, read_context
 from mlingo_jax.data.rows import Batch
 from mlingo_jax.data.statistics import example_statistics, row_sizes
-from mlingo_jax.data.unreadable import named
+from mlingo_jax.data.unreadable import LISTED, named
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.models.adapter import Adapter
@@ -136,7 +136,15 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
         row_examples=layout.row_examples,
         seconds=mean_seconds(train, most=spec.row_seconds),
         notes=[
-            *_notes(len(train), len(held_out), int(statistics.truncated.sum()), sizes.mean, layout.length, music),
+            *_notes(
+                len(train),
+                len(held_out),
+                int(statistics.truncated.sum()),
+                sizes.mean,
+                layout.length,
+                music,
+                spec.cache,
+            ),
             *statistics.notes(),
             *too_long(sizes.longest, read_context(files)),
             *no_begin(prompt),
@@ -196,14 +204,16 @@ def no_begin(prompt: Prompt) -> list[str]:
     return ["rows have no begin-of-sequence token: neither the tokenizer nor config.json names one"]
 
 
-def _notes(train: int, held_out: int, truncated: int, mean: float, length: int, music: RunMusic) -> list[str]:
+def _notes(
+    train: int, held_out: int, truncated: int, mean: float, length: int, music: RunMusic, folder: Path
+) -> list[str]:
     examples = f"{counted(train, 'example')} to train on, {held_out:,} held out"
     notes = [f"{examples}; rows of {length} tokens, {mean:.0f} used"]
     if truncated:
         notes.append(f"{counted(truncated, 'answer')} longer than prompt.max_answer_tokens, and cut")
     if music.unreadable:
-        lost = counted(len(music.unreadable), "clip")
-        notes.append(f"{lost} left out that cannot be read: {named(music.unreadable.values())}")
+        lost, listed = counted(len(music.unreadable), "clip"), folder / LISTED
+        notes.append(f"{lost} left out that cannot be read: {named(music.unreadable.values())}; see {listed}")
     if not held_out:
         notes.append("no examples are held out: there will be no evaluation")
     return notes
