@@ -145,7 +145,7 @@ def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
     config = shapes.config
     mert, llm, adapter = networks(shapes, mesh)
     graph, params = split(adapter, mesh)
-    state = _whole(jax.eval_shape(partial(init_state, config=config), params), mesh)
+    state = _whole(jax.eval_shape(partial(init_state, optim=config.optim), params), mesh)
     llm_graph, llm_params = split(llm, mesh)
     frozen = {"llm": llm_params}
     batch = text_batch(config.batch_size, shapes.length, mesh)
