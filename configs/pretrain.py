@@ -1,6 +1,8 @@
-"""Stage 1 of the paper: captions of LP-MusicCaps-MSD without a prompt, 4 x 5,000 steps on four devices of 8 clips each.
+"""Stage 1 of the paper: captions of LP-MusicCaps-MSD without a prompt, 4 x 5,000 steps of 32 clips.
 
     python -m mlingo_jax.train --config=pretrain
+
+The reference implementation takes 8 clips on each GPU and does not say on how many: 32 are those of four.
 
 Stopped at any moment, the same command resumes. Without the data or the weights it says what is missing.
 """

@@ -16,7 +16,7 @@ from mlingo_jax.files import write_json
 from mlingo_jax.processes import initialize, is_primary, run_on_primary
 from mlingo_jax.weights import released
 from mlingo_jax.weights.adapter import LAYER_WEIGHTS, adapter_entries, open_adapter
-from mlingo_jax.weights.checkpoints import write_checkpoint
+from mlingo_jax.weights.checkpoints import FORMS, Form, write_checkpoint
 from mlingo_jax.weights.folders import Found, carry, find, identify, new_target
 from mlingo_jax.weights.keymap import to_torch
 from mlingo_jax.weights.tensors import Tensor, Tensors
@@ -26,8 +26,10 @@ from mlingo_jax.weights.towers import KINDS, OpenTower, open_tower
 SHARD_BYTES = 5 * 10**9
 
 
-def convert(source: Path, target: Path) -> None:
+def convert(source: Path, target: Path, *, form: Form = "safetensors") -> None:
     """Writes `target`, a folder or a `.pth`, from a folder that `conversion.to_jax` or a training run wrote.
+
+    `form` is that of a folder's weights; the reference implementation's pinned environment reads "bin" alone.
 
     Raises:
         UserError: `source` is in neither layout, is broken, or has no counterpart in PyTorch; or `target` exists.
@@ -42,16 +44,16 @@ def convert(source: Path, target: Path) -> None:
         raise UserError(f"{target}: an adapter is written as a .pth; of any other name is a folder, with all there is")
     with new_target(target, folder=not alone or found.kind in KINDS) as partial:
         if found.kind in KINDS:
-            _write_tower(open_tower(source, found.kind), partial)
+            _write_tower(open_tower(source, found.kind), partial, form)
         elif alone:
             write_torch(partial, {"model": _adapter_tensors(source)})
         else:
-            _write_musilingo(source, found, partial)
+            _write_musilingo(source, found, partial, form)
 
 
-def _write_tower(tower: OpenTower, folder: Path) -> None:
+def _write_tower(tower: OpenTower, folder: Path, form: Form) -> None:
     tower.write_files(folder)
-    write_checkpoint(folder, tower.torch_tensors(), shard_bytes=SHARD_BYTES, title=tower.kind.name)
+    write_checkpoint(folder, tower.torch_tensors(), shard_bytes=SHARD_BYTES, title=tower.kind.name, form=form)
 
 
 def _adapter_tensors(source: Path) -> dict[str, Tensor]:
@@ -64,7 +66,7 @@ def _adapter_tensors(source: Path) -> dict[str, Tensor]:
     return to_torch(adapter_entries(tensors), tensors, str(source))
 
 
-def _write_musilingo(source: Path, found: Found, folder: Path) -> None:
+def _write_musilingo(source: Path, found: Found, folder: Path, form: Form) -> None:
     tensors = _prefixed("adapter", _adapter_tensors(source))
     towers = _run_towers(source, folder) if found.layout == "run" else [open_tower(source, name) for name in KINDS]
     for tower in towers:
@@ -74,7 +76,7 @@ def _write_musilingo(source: Path, found: Found, folder: Path) -> None:
         tower.write_files(files)
     if found.layout == "jax":
         carry(source, folder)
-    write_checkpoint(folder, tensors, shard_bytes=SHARD_BYTES, title="musilingo")
+    write_checkpoint(folder, tensors, shard_bytes=SHARD_BYTES, title="musilingo", form=form)
 
 
 def _prefixed(part: str, tensors: Tensors) -> dict[str, Tensor]:
@@ -102,9 +104,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "source", metavar="SRC", type=Path, help="a folder that conversion.to_jax wrote, or a training run's"
     )
     parser.add_argument("target", metavar="DST", type=Path, help="the folder or .pth to write; must not exist yet")
+    parser.add_argument(
+        "--format",
+        choices=FORMS,
+        default=FORMS[0],
+        help="of a folder's weights (default %(default)s); bin: torch's, for where safetensors is not installed",
+    )
     arguments = parser.parse_args(argv)
     initialize()
-    run_on_primary("conversion", lambda: convert(arguments.source, arguments.target))
+    run_on_primary("conversion", lambda: convert(arguments.source, arguments.target, form=arguments.format))
     if is_primary():
         print(f"{arguments.target}: written")
 

@@ -6,7 +6,7 @@ Axes: B rows, L positions in a row, M (or K) music tokens, N samples, D encoder 
 import dataclasses
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from hashlib import sha256
@@ -266,7 +266,7 @@ def load(
     params, run = None if adapter is None else load_adapter(adapter), None
     if adapter is not None and run_of(adapter):
         run = read_run(adapter)
-        mert, llm = mert or run["mert"]["folder"], llm or run["llm"]["folder"]
+        mert, llm = mert or _tower_of(run, "mert", adapter), llm or _tower_of(run, "llm", adapter)
         prompt = prompt or PromptSettings.from_json(run["prompt"])
         frames_per_token = frames_per_token or run["frames_per_token"]
         quantization = quantization or run["llm"]["identity"].get("quantization")
@@ -300,6 +300,18 @@ def load(
     )
     tokens = open_prompt(language.folder, prompt or PromptSettings(), language.config.vocab_size)
     return MusiLingo(encoder, language, graph, params, tokens, mesh)
+
+
+def _tower_of(run: Mapping[str, Any], name: str, source: str | Path) -> str:
+    """Where a run's tower is. Raises UserError if it has been moved: a hub id stays where it is."""
+    folder = run[name]["folder"]
+    if not folder or (Path(folder).is_absolute() and not Path(folder).exists()):
+        what = {"mert": "encoder", "llm": "language model"}[name]
+        raise UserError(
+            f"{source}: its {what} was {folder or 'not recorded'}, and is not there; name the folder where it is now: "
+            f"--{name} FOLDER, or {name}= in Python"
+        )
+    return folder
 
 
 def _round_up(tokens: int) -> int:

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import mlingo_jax
+from mlingo_jax.api import _tower_of
 from mlingo_jax.errors import UserError
 from mlingo_jax.inference.generate import Options
 from tests.tiny import tiny_llama, tiny_mert
@@ -159,6 +160,19 @@ def test_towers_keep_the_dtype_asked_for(towers):
 def test_what_cannot_be_loaded_is_named(arguments, message):
     with pytest.raises(UserError, match=message):
         mlingo_jax.load(**arguments)
+
+
+@pytest.mark.parametrize(("name", "what"), [("mert", "encoder"), ("llm", "language model")])
+def test_a_run_whose_towers_have_moved_says_how_to_name_them(name, what, towers, tmp_path):
+    run = tmp_path / "run"
+    weights = {"llama_proj.weight": np.zeros((32, 24), np.float32), "llama_proj.bias": np.zeros(32, np.float32)}
+    save_file(weights, tmp_path / "adapter.safetensors")
+    record = {"mert": {"folder": str(towers[0])}, "llm": {"folder": str(towers[1])}}
+    record[name] = {"folder": str(tmp_path / "gone")}
+    with pytest.raises(UserError, match=rf"run: its {what} was \S+/gone, and is not there; .*: --{name} FOLDER, or"):
+        _tower_of(record, name, run)
+    other = {"mert": "llm", "llm": "mert"}[name]
+    assert _tower_of(record, other, run) == record[other]["folder"]
 
 
 def test_an_adapter_of_another_width_is_refused(towers, tmp_path):

@@ -75,7 +75,23 @@ def broken_folders(mert: Path, tmp_path: Path) -> list[tuple[Path, str]]:
     (copy("cqt") / "config.json").write_text(json.dumps(values | {"feature_extractor_cqt": True}))
     (tmp_path / "notes.txt").write_text("not a model")
     (copy("newer") / "conversion.json").write_text('{"kind": "mert", "format": 99}')
+    for name in ("peft", "gguf", "original"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text('{"base_model_name_or_path": "vicuna"}')
+    (tmp_path / "peft" / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "gguf" / "vicuna.Q4_K_M.gguf").write_bytes(b"GGUF")
+    (tmp_path / "original" / "checkpoint_5.pth").write_bytes(b"")
+    (copy("gguf_config") / "model.safetensors").rename(tmp_path / "gguf_config" / "mert.gguf")
+    (copy("pointer") / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (copy("config_pointer") / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     return [
+        (tmp_path / "peft", "is a PEFT adapter (LoRA or the like) of vicuna, no model of its own; merge it"),
+        (tmp_path / "gguf", "vicuna.Q4_K_M.gguf: is llama.cpp's GGUF, which is not read here"),
+        (tmp_path / "gguf" / "vicuna.Q4_K_M.gguf", "is llama.cpp's GGUF, which is not read here"),
+        (tmp_path / "gguf_config", "mert.gguf: is llama.cpp's GGUF"),
+        (tmp_path / "original", "has checkpoint_5.pth: for an adapter give the file itself"),
+        (tmp_path / "pointer", "model.safetensors: is a git-LFS pointer, not the file itself; run `git lfs pull`"),
+        (tmp_path / "config_pointer", "config.json: is a git-LFS pointer"),
         (tmp_path / "nothing", "no such file or folder"),
         (tmp_path / "empty", "the folder is empty"),
         (tmp_path / "no_weights", "no weights; expected model.safetensors or pytorch_model.bin"),

@@ -182,3 +182,15 @@ def test_quantised_weights(tmp_path: Path, write: Callable[..., Any]):
 def test_json_that_is_not_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"config.json: No such file"):
         read_json(tmp_path / "config.json")
+
+
+def test_a_pointer_to_a_torch_file_is_told_as_one(tmp_path: Path):
+    pointer = tmp_path / "pytorch_model.bin"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 13476955136\n")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: is a git-LFS pointer, .*`hf download`"):
+        read_torch(pointer)
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "config.json") == {"model_type": "llama"}

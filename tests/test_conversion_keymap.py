@@ -136,10 +136,24 @@ def test_all_that_does_not_fit_is_listed():
     with pytest.raises(UserError) as caught:
         check({"a": (2,), "b": (1, 3), "c": (4,), "d": (5, 6)}, found, "some/folder")
     assert str(caught.value).splitlines() == [
-        "some/folder: 5 tensors not as in the model",
+        "some/folder: 5 tensors not as config.json has them",
         "  missing: c [4]",
         "  missing: d [5, 6]",
         "  left over: more [1]",
         "  left over: mine []",
         "  wrong shape: b is [3, 1], expected [1, 3]",
+    ]
+
+
+def test_what_is_wrong_in_like_layers_is_one_line():
+    """A config.json of another size would give hundreds."""
+    expected = {f"layers.{n}.up.weight": (4, 8) for n in range(32)} | {"head": (8,)}
+    found = {name: _at_rest(np.zeros((8, 4) if shape == (4, 8) else shape)) for name, shape in expected.items()}
+    found |= {f"layers.{n}.bias": _at_rest(np.zeros(3)) for n in range(2)}
+    with pytest.raises(UserError) as caught:
+        check(expected, found, "some/folder")
+    assert str(caught.value).splitlines() == [
+        "some/folder: 34 tensors not as config.json has them",
+        "  left over: layers.*.bias [3] (2 of them)",
+        "  wrong shape: layers.*.up.weight is [8, 4], expected [4, 8] (32 of them)",
     ]

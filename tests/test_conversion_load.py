@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from huggingface_hub import constants
+from safetensors.numpy import save_file
 
 from conversion import to_jax
 from mlingo_jax.errors import UserError
@@ -165,3 +166,33 @@ def test_what_is_not_there(tmp_path: Path, llm: Path, mert: Path):
             load_tower(source, kind="mert", dtype="float32")
     with pytest.raises(UserError, match=r"mert: holds a mert model, expected an adapter"):
         load_adapter(mert)
+
+
+def broken(folder: Path, source: Path, name: str, value: float) -> Path:
+    """A copy of a model in which one number of one tensor is no number."""
+    shutil.copytree(source, folder)
+    tensors = {n: tensor.read().copy() for n, tensor in read_checkpoint(source).items()}
+    tensors[name].flat[0] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model.layers.1.self_attn.k_proj.weight", np.nan),
+        ("model.embed_tokens.weight", np.inf),
+        ("model.norm.weight", -np.inf),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(name, value, quantization, llm: Path, tmp_path: Path):
+    folder = broken(tmp_path / "llm", llm, name, value)
+    with pytest.raises(UserError, match=rf"llm: weights are NaN or infinite: {name}; get them again"):
+        load_tower(folder, kind="llama", dtype="bfloat16", quantization=quantization)
+
+
+def test_an_encoder_s_weights_are_looked_at_too(mert: Path, tmp_path: Path):
+    name = "encoder.layers.0.attention.q_proj.weight"
+    with pytest.raises(UserError, match=rf"mert: weights are NaN or infinite: {name}"):
+        load_tower(broken(tmp_path / "mert", mert, name, np.nan), kind="mert", dtype="float32")

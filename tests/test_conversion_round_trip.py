@@ -231,7 +231,7 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         to_jax.convert(tmp_path / "mert", tmp_path / "out")
     assert str(caught.value).splitlines() == [
-        f"{tmp_path / 'mert'}: 4 tensors not as in the model",
+        f"{tmp_path / 'mert'}: 4 tensors not as config.json has them",
         "  missing: encoder.layers.1.attention.k_proj.weight [24, 24]",
         "  missing: encoder.layer_norm.bias [24]",
         "  left over: encoder.layers.2.attention.k_proj.weight [24, 24]",
@@ -255,3 +255,27 @@ def test_golden_towers(golden: Path, tmp_path: Path):
             to_pytorch.convert(tmp_path / f"{model}-{part}", tmp_path / f"{model}-{part}-back")
             back = read_checkpoint(tmp_path / f"{model}-{part}-back")
             assert bits(back) == bits(read_checkpoint(golden / model / part))
+
+
+def test_torch_s_own_files_for_where_safetensors_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = llama()
+    model.save_pretrained(tmp_path / "llm")
+    to_jax.convert(tmp_path / "llm", tmp_path / "jax")
+    monkeypatch.setattr(to_pytorch, "SHARD_BYTES", 20_000)
+    to_pytorch.convert(tmp_path / "jax", tmp_path / "back", form="bin")
+    names = {path.name for path in (tmp_path / "back").iterdir() if not path.name.endswith(".json")}
+    assert {name.partition("-")[0] for name in names} == {"pytorch_model"}
+    assert "pytorch_model.bin.index.json" in {path.name for path in (tmp_path / "back").iterdir()}
+    assert bits(read_checkpoint(tmp_path / "back")) == bits(read_checkpoint(tmp_path / "llm"))
+    assert_same_llm(tmp_path / "back", model)
+
+
+def test_what_is_not_built_is_told_before_its_tensors(tmp_path: Path):
+    """A batch norm's counter is an integer, which no weight is."""
+    state = save_as_mert(hubert(), tmp_path / "mert")
+    values = json.loads((tmp_path / "mert/config.json").read_text())
+    (tmp_path / "mert/config.json").write_text(json.dumps(values | {"conv_pos_batch_norm": True}))
+    counter = {"encoder.pos_conv_embed.batch_norm.num_batches_tracked": torch.tensor(0)}
+    torch.save(state | counter, tmp_path / "mert/pytorch_model.bin")
+    with pytest.raises(UserError, match="conv_pos_batch_norm is True"):
+        to_jax.convert(tmp_path / "mert", tmp_path / "out")

@@ -101,7 +101,7 @@ def test_a_dry_run_of_stage_1(folder):
     assert "2 examples to train on, 2 to evaluate on, about 4 clips" in shown
     assert r': <s>[music 0-2]«A slow bell, "low"\nand soft: recording' in shown
     assert shown.endswith(
-        "20,000 steps of 2 examples, 20,000 updates\n  20000.00 epochs of the 2 examples of music_caps:train"
+        "4,000 steps of 2 examples, 4,000 updates\n  4000.00 epochs of the 2 examples of music_caps:train"
     )
 
 

@@ -271,3 +271,17 @@ def test_limits_of_a_draw_that_is_none_are_told(beams):
     with pytest.warns(UserWarning, match="^top_k and top_p will not be used"):
         Options(top_k=5, top_p=0.9, num_beams=beams)
     Options(top_p=1.0, num_beams=beams)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"num_beams": 2}])
+def test_logits_that_are_no_numbers_end_generation_with_the_cause(split, prompts, rule, options):
+    graphdef, params = split
+    spoilt = {**params, "norm": {"scale": params["norm"]["scale"] * jnp.inf}}
+    with pytest.raises(UserError, match=r"no answer to prompt 1: .* embeddings are finite: .* in float32"):
+        run((graphdef, spoilt), prompts, rule, **options)
+    heard_wrong = [*prompts[:2], np.full_like(prompts[2], np.nan), *prompts[3:]]
+    with pytest.raises(UserError, match=r"no answer to prompt 3: .* because its prompt's embeddings are not: "):
+        run(split, heard_wrong, rule, **options)
+    settings = Options(max_new_tokens=TOKENS, **options)
+    with pytest.raises(UserError, match="no answer to prompt 1"):
+        list(stream(graphdef, spoilt, *batch(prompts[:1]), rule=rule, options=settings, keys=keys(prompts[:1])))

@@ -154,6 +154,7 @@ def test_families() -> None:
         (MISTRAL | {"sliding_window": None}, transformers.MistralConfig),
         (QWEN2, transformers.Qwen2Config),
         (QWEN2 | {"use_sliding_window": False}, transformers.Qwen2Config),
+        (QWEN2 | {"sliding_window": None}, transformers.Qwen2Config),
         (QWEN3, transformers.Qwen3Config),
     ],
 )

@@ -61,6 +61,11 @@ def test_equal_logits_are_kept_or_left_out_together(how):
     assert kept.tolist() == [[True, False, True, False, True], [True] * 5, [True, False, True, False, False]]
 
 
+def test_both_zeros_are_one_number():
+    logits = jnp.array([[-0.0, 0.0, -1.0, -0.0]])
+    assert jnp.isfinite(filtered(logits, sampling(1.0, 1))).tolist() == [[True, True, False, True]]
+
+
 def test_without_sampling_the_most_probable_token_is_taken():
     logits = random_logits(1)
     keys = row_keys(0, np.zeros(3, np.uint32))

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from mlingo_jax.inference.decode import Generated, read_prompt
-from mlingo_jax.inference.stopping import START
+from mlingo_jax.inference.stopping import NOT_FINITE, START
 from mlingo_jax.models.llama import KVCache, Llama
 
 # The score of a beam or hypothesis that does not exist.
@@ -47,6 +47,7 @@ class BeamState:
         stop_states: their states of the stop automaton.
         finished: the best finished hypotheses.
         open: whether a running hypothesis of the row may still replace a finished one.
+        broken: whether logits of the row were not finite.
         step: tokens in each running hypothesis; the newest is not in the cache yet.
         positions: RoPE position of each row's newest tokens.
         cache: keys and values, B * K rows, those of a row's beams together.
@@ -57,6 +58,7 @@ class BeamState:
     stop_states: Int32[Array, "B K"]
     finished: Hypotheses
     open: Bool[Array, " B"]
+    broken: Bool[Array, " B"]
     step: Int32[Array, ""]
     positions: Int32[Array, " B"]
     cache: KVCache
@@ -85,6 +87,7 @@ def beam_search(
         stop_states=jnp.full((batch, num_beams), START, jnp.int32),
         finished=_no_hypotheses(batch, num_beams, max_new_tokens),
         open=(segments > 0).any(axis=1),
+        broken=jnp.zeros(batch, bool),
         step=jnp.int32(0),
         positions=first - 1,
         cache=_repeat_rows(cache, num_beams),
@@ -106,8 +109,10 @@ def beam_search(
         logits = llm.logits(hidden.reshape(batch, num_beams, -1))
         return _extend_beams(dataclasses.replace(state, cache=cache), logits, table)
 
-    best = jax.lax.while_loop(unfinished, advance, state).finished
-    return Generated(best.tokens[:, 0], best.lengths[:, 0], best.stop_states[:, 0])
+    last = jax.lax.while_loop(unfinished, advance, state)
+    best = last.finished
+    stop_states = jnp.where(last.broken, NOT_FINITE, best.stop_states[:, 0])
+    return Generated(best.tokens[:, 0], best.lengths[:, 0], stop_states)
 
 
 def _extend_beams(state: BeamState, logits: Float[Array, "B K V"], table: Int32[Array, "A V"]) -> BeamState:
@@ -139,6 +144,7 @@ def _extend_beams(state: BeamState, logits: Float[Array, "B K V"], table: Int32[
         scores=scores,
         stop_states=stop_states,
         finished=finished,
+        broken=state.broken | (state.open & ~jnp.isfinite(logits).all(axis=(1, 2))),
         open=state.open & (~full | (scores[:, 0] / step > finished.scores.min(axis=1))),
         step=step,
         positions=state.positions + 1,

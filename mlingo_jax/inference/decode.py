@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Int32, Key
 
 from mlingo_jax.inference.sampling import Sampling, choose
-from mlingo_jax.inference.stopping import ENDED_BY_EOS, START
+from mlingo_jax.inference.stopping import ENDED_BY_EOS, START, next_states
 from mlingo_jax.models.llama import KVCache, Llama
 
 
@@ -23,8 +23,8 @@ from mlingo_jax.models.llama import KVCache, Llama
 class Generated:
     """Answers as tokens: row b's are `tokens[b, :lengths[b]]`, the token that ended it included.
 
-    `stop_states` are the stop automaton's last states (stopping.py): ENDED_BY_EOS, ENDED_BY_STOP, or from START on for
-    an answer that was cut at its greatest length.
+    `stop_states` are the stop automaton's last states (stopping.py): ENDED_BY_EOS, ENDED_BY_STOP, NOT_FINITE, or from
+    START on for an answer that was cut at its greatest length.
     """
 
     tokens: Int32[Array, "B N"]
@@ -145,6 +145,6 @@ def _write(
     answers = Generated(
         tokens=old.tokens.at[:, state.step].set(token),
         lengths=old.lengths + running,
-        stop_states=table[old.stop_states, token],
+        stop_states=next_states(table, old.stop_states, token, logits),
     )
     return dataclasses.replace(state, answers=answers, step=state.step + 1, positions=state.positions + 1)

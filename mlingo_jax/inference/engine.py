@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mlingo_jax.errors import UserError
 from mlingo_jax.inference.generate import Answer
 from mlingo_jax.inference.layout import Layout, bucket
 from mlingo_jax.inference.programs import Networks, Pieces, Written, begin, read_prefixes, read_questions, write_chunk
 from mlingo_jax.inference.requests import Piece, Request, ask, pad
-from mlingo_jax.inference.stopping import START, FinishReason, StopRule, finish_reason
+from mlingo_jax.inference.stopping import NOT_FINITE, START, FinishReason, StopRule, finish_reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +155,11 @@ class Engine:
             row.tokens = count
             if ended:
                 self._held[place] = None
+            if state == NOT_FINITE:
+                raise UserError(
+                    f"no answer to request {row.request}: its logits are NaN or infinite; look at its clip's features, "
+                    "or load the language model in float32"
+                )
         return news
 
     def _admit(self) -> None:

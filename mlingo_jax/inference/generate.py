@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Int32, Key
 
 from mlingo_jax.errors import UserError
 from mlingo_jax.inference.beam import beam_search
 from mlingo_jax.inference.decode import Generated, decode, prefill
 from mlingo_jax.inference.sampling import Sampling
-from mlingo_jax.inference.stopping import START, FinishReason, StopRule, TextReader, finish_reason
+from mlingo_jax.inference.stopping import NOT_FINITE, START, FinishReason, StopRule, TextReader, finish_reason
 from mlingo_jax.models.llama import Llama
 
 
@@ -104,15 +104,18 @@ def generate(
     Rows begin at position 0 and are padded at their end with segment 0; a row of padding alone gets an empty answer and
     costs no steps. `keys` are the rows' random keys (`sampling.row_keys`), unused at temperature 0. One program is
     compiled for each shape of the prompts, `max_new_tokens`, number of beams and set of stop texts.
+
+    Raises:
+        UserError: the logits of a row are not finite.
     """
     prompt = (graphdef, params, embeddings, positions, segments, rule.table)
     if options.num_beams > 1:
         found = beam_search(*prompt, num_beams=options.num_beams, max_new_tokens=options.max_new_tokens)
-        return _answers(found, rule)
+        return _answers(found, rule, embeddings)
     sampling = options.sampling(len(keys))
     state = prefill(*prompt, keys, sampling, max_new_tokens=options.max_new_tokens)
     limit = jnp.int32(options.max_new_tokens)
-    return _answers(decode(graphdef, params, state, rule.table, sampling, limit).answers, rule)
+    return _answers(decode(graphdef, params, state, rule.table, sampling, limit).answers, rule, embeddings)
 
 
 def stream(
@@ -138,6 +141,7 @@ def stream(
     sampling = options.sampling(1)
     state = prefill(*prompt, rule.table, keys, sampling, max_new_tokens=options.max_new_tokens)
     for step in range(1, options.max_new_tokens + 1):
+        check_finite(np.asarray(state.answers.stop_states), embeddings)
         if piece := reader.read([int(state.answers.tokens[0, step - 1])]):
             yield piece
         if step == options.max_new_tokens or int(state.answers.stop_states[0]) < START:
@@ -147,12 +151,28 @@ def stream(
         yield piece
 
 
-def _answers(generated: Generated, rule: StopRule) -> list[Answer]:
+def _answers(generated: Generated, rule: StopRule, embeddings: Float[Array, "B P E"]) -> list[Answer]:
     fields = jax.device_get((generated.tokens, generated.lengths, generated.stop_states))
+    check_finite(fields[2], embeddings)
     return [
         Answer(rule.text(tokens[:length]), finish_reason(state), tuple(tokens[:length]))
         for tokens, length, state in zip(*(field.tolist() for field in fields), strict=True)
     ]
+
+
+def check_finite(stop_states: Int32[np.ndarray, " B"], embeddings: Float[Array, "B P E"]) -> None:
+    """Raises UserError, with the cause, if a row was ended because its logits are not finite."""
+    rows = np.flatnonzero(stop_states == NOT_FINITE)
+    if not len(rows):
+        return
+    given = bool(jnp.isfinite(embeddings[rows[0]]).all())
+    cause = (
+        f"though its prompt's embeddings are finite: the language model overflows in {embeddings.dtype.name}; load it "
+        "in float32, or quantise it less"
+        if given
+        else "because its prompt's embeddings are not: look at its clip, the encoder's dtype and the adapter"
+    )
+    raise UserError(f"no answer to prompt {rows[0] + 1}: its logits are NaN or infinite, {cause}")
 
 
 def _require(holds: bool, name: str, value: Any, expected: str) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int32, Key, UInt32
 from mlingo_jax.inference import columns
 from mlingo_jax.inference.layout import Layout
 from mlingo_jax.inference.sampling import Sampling, choose
-from mlingo_jax.inference.stopping import START
+from mlingo_jax.inference.stopping import START, next_states
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import KVCache, Llama
 from mlingo_jax.models.musilingo import embed_rows
@@ -224,7 +224,7 @@ def _next(
     """Chooses each running row's next token; the others get 0 and stay as they are."""
     running = progress.running(held)
     token = jnp.where(running, choose(logits, progress.keys, progress.counts, progress.sampling), 0)
-    states = jnp.where(running, table[progress.stop_states, token], progress.stop_states)
+    states = jnp.where(running, next_states(table, progress.stop_states, token, logits), progress.stop_states)
     return token, dataclasses.replace(progress, counts=progress.counts + running, stop_states=states)
 
 

@@ -82,7 +82,9 @@ def _fewest(
     The least logit kept is found by bisection over the 2^32 numbers it can be: 32 sums instead of sorting the
     vocab_size, which takes several times as long.
     """
-    bits = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.int32)
+    # Both zeros are one number.
+    numbers = jnp.where(logits == 0, 0.0, logits).astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(numbers, jnp.int32)
     # Negative numbers' bits grow with their magnitude; turned over, integers stand in the order of the numbers.
     order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 

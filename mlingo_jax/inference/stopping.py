@@ -16,14 +16,14 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float, Int32
 from transformers import PreTrainedTokenizerBase
 
 from mlingo_jax.errors import UserError
 
-# States of the automaton. The two ends are never left again; from START on, the state says how much of a stop text
-# the answer's last bytes are.
-ENDED_BY_EOS, ENDED_BY_STOP, START = 0, 1, 2
+# States of the automaton. The ends are never left again; from START on, the state says how much of a stop text the
+# answer's last bytes are. The first is no state of the table: where the logits were no numbers.
+NOT_FINITE, ENDED_BY_EOS, ENDED_BY_STOP, START = -1, 0, 1, 2
 
 # The name by which Python knows sentencepiece's way with bytes that are no UTF-8.
 EACH_BYTE = "mlingo_jax.replace_each_byte"
@@ -129,6 +129,14 @@ def stop_rule(
             table[START:, token] = ENDED_BY_STOP
     table[START:, list(eos)] = ENDED_BY_EOS
     return StopRule(texts, known, jnp.asarray(table), EACH_BYTE if has_byte_pieces(tokenizer) else "replace")
+
+
+def next_states(
+    table: Int32[Array, "S V"], states: Int32[Array, " B"], tokens: Int32[Array, " B"], logits: Float[Array, "B V"]
+) -> Int32[Array, " B"]:
+    """The state of each row after the token that was chosen by its logits; a row that has ended stays as it is."""
+    after = jnp.where(jnp.isfinite(logits).all(axis=-1), table[states, tokens], NOT_FINITE)
+    return jnp.where(states >= START, after, states)
 
 
 def transition_table(token_bytes: Sequence[bytes], stops: Sequence[bytes], vocab_size: int) -> Int32[np.ndarray, "S V"]:

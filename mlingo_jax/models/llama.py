@@ -82,9 +82,13 @@ def attention_mask(
 
 
 def rope_frequencies(config: LlamaConfig) -> Float32[np.ndarray, "R"]:
-    """The angles in radians by which a head's R pairs of numbers angles from one position to the next."""
+    """The angles in radians by which a head's R pairs of numbers angles from one position to the next.
+
+    In float32, as transformers has them, but for the power: torch's is rounded once, NumPy's is off by up to 1.5e-7.
+    """
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    return config.rope_scaling(1 / np.float32(config.rope_theta) ** exponents)
+    powers = np.float64(config.rope_theta) ** exponents.astype(np.float64)
+    return config.rope_scaling(1 / powers.astype(np.float32))
 
 
 def rope_angles(config: LlamaConfig, positions: Int[Array, "B T"]) -> Float32[Array, "2 B T R"]:

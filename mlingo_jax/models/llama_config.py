@@ -179,7 +179,9 @@ def _read_windows(attributes: Attributes, family: str, layers: int, *, stated: b
         if not stated:
             attributes.refuse("sliding_window", "given: a number of tokens, or null for none")
         return (None if attributes.get("sliding_window") is None else attributes.count("sliding_window"),) * layers
-    window = attributes.count("sliding_window") if attributes.flag("use_sliding_window") else None
+    # A null is no window, whatever use_sliding_window says.
+    slides = attributes.flag("use_sliding_window") and not (stated and attributes.get("sliding_window") is None)
+    window = attributes.count("sliding_window") if slides else None
     attributes.seen.update(("sliding_window", "max_window_layers"))
     kinds = attributes.get("layer_types")
     if kinds is None:

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import read_json, write_json
 from mlingo_jax.weights.tensors import Tensor, Tensors, read_safetensors, write_safetensors
-from mlingo_jax.weights.torch_files import read_torch
+from mlingo_jax.weights.torch_files import read_torch, write_torch
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+Form = Literal["safetensors", "bin"]
+FORMS: tuple[Form, ...] = ("safetensors", "bin")
 
 
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
@@ -45,7 +48,33 @@ def weight_files(folder: Path) -> list[Path]:
             return _indexed_files(index)
         if (folder / name).is_file():
             return [folder / name]
-    raise UserError(f"{folder}: no weights; expected {' or '.join(WEIGHT_FILES)}, or shards of one with an index")
+    expected = f"expected {' or '.join(WEIGHT_FILES)}, or shards of one with an index"
+    raise UserError(what_it_is(folder) or f"{folder}: no weights; {expected}")
+
+
+def what_it_is(folder: Path) -> str | None:
+    """Of a folder that is no model: the kinds of thing that are taken for one, and what to do instead; else None."""
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        return (
+            f"{folder}: is a PEFT adapter (LoRA or the like) of {base}, no model of its own; merge it into that one "
+            "(peft: merge_and_unload, then save_pretrained) and give the folder that this writes"
+        )
+    found = {suffix: sorted(folder.glob(f"*{suffix}")) for suffix in (".gguf", ".pth", ".pt")}
+    if found[".gguf"]:
+        return no_gguf(found[".gguf"][0])
+    if files := [*found[".pth"], *found[".pt"]]:
+        names = ", ".join(file.name for file in files[:5]) + (", …" if len(files) > 5 else "")
+        return f"{folder}: is no model's folder, but has {names}: for an adapter give the file itself, as {files[-1]}"
+    return None
+
+
+def no_gguf(file: Path) -> str:
+    """What to do about a file of llama.cpp's."""
+    return (
+        f"{file}: is llama.cpp's GGUF, which is not read here; give the model's Hugging Face folder (config.json, "
+        "safetensors, tokenizer), and --config.llm.quantization or --quantization for small weights"
+    )
 
 
 def _indexed_files(index: Path) -> list[Path]:
@@ -61,22 +90,31 @@ def _indexed_files(index: Path) -> list[Path]:
     return files
 
 
-def write_checkpoint(folder: Path, tensors: Tensors, *, shard_bytes: int, title: str) -> None:
+def write_checkpoint(
+    folder: Path, tensors: Tensors, *, shard_bytes: int, title: str, form: Form = "safetensors"
+) -> None:
     """Writes `model.safetensors`, or shards of at most `shard_bytes` (or of one larger tensor) with an index.
 
-    Shows a progress bar named `title` where there is a terminal.
+    In the form "bin" they are `pytorch_model.bin` and the like, each held in memory while it is written. Shows a
+    progress bar named `title` where there is a terminal.
     """
     shards = list(_split(tensors, shard_bytes))
-    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    files = files if len(files) > 1 else ["model.safetensors"]
+    whole = WEIGHT_FILES[FORMS.index(form)]
+    stem, _, suffix = whole.partition(".")
+    files = [f"{stem}-{i:05}-of-{len(shards):05}.{suffix}" for i in range(1, len(shards) + 1)]
+    files = files if len(files) > 1 else [whole]
     size = sum(tensor.nbytes for tensor in tensors.values())
     with tqdm(total=size, unit="B", unit_scale=True, desc=title, disable=None) as progress:
         for file, shard in zip(files, shards, strict=True):
-            write_safetensors(folder / file, shard, progress.update)
+            if form == "safetensors":
+                write_safetensors(folder / file, shard, progress.update)
+            else:
+                write_torch(folder / file, shard)
+                progress.update(sum(tensor.nbytes for tensor in shard.values()))
     if len(files) > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / f"{whole}.index.json", index)
 
 
 def _split(tensors: Tensors, limit: int) -> Iterator[dict[str, Tensor]]:

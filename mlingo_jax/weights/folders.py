@@ -16,6 +16,7 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.files import read_json, write_json
 from mlingo_jax.models.llama_config import FAMILIES
 from mlingo_jax.runs.folder import run_of
+from mlingo_jax.weights.checkpoints import no_gguf, what_it_is
 
 Kind = Literal["mert", "llama", "adapter", "musilingo"]
 Layout = Literal["torch", "jax", "run"]
@@ -47,6 +48,8 @@ def identify(source: Path) -> Found:
     if source.is_file():
         if source.suffix in ADAPTER_FILES:
             return Found("adapter", "torch")
+        if source.suffix == ".gguf":
+            raise UserError(no_gguf(source))
         raise UserError(f"{source}: expected a folder, or an adapter's file ({', '.join(ADAPTER_FILES)})")
     if not source.is_dir():
         raise UserError(f"{source}: no such file or folder")
@@ -58,7 +61,10 @@ def identify(source: Path) -> Found:
         return Found("adapter", "run")
     config = source / "config.json"
     if not config.is_file():
-        raise UserError(f"{source}: no config.json, so it is no Hugging Face or converted model, and no training run")
+        raise UserError(
+            what_it_is(source)
+            or f"{source}: no config.json, so it is no Hugging Face or converted model, and no training run"
+        )
     model_type = read_json(config).get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise UserError(

@@ -130,17 +130,29 @@ def check(expected: Mapping[str, Shape], found: Tensors, source: str) -> None:
     """Every expected tensor is there once, in its shape, and nothing else is.
 
     Raises:
-        UserError: listing every tensor of which that is not so.
+        UserError: listing the tensors of which that is not so, those of like layers in one line.
     """
-    problems = [f"missing: {name} {list(expected[name])}" for name in expected if name not in found]
-    problems += [f"left over: {name} {list(found[name].shape)}" for name in found if name not in expected]
+    problems = [("missing: ", name, f" {list(expected[name])}") for name in expected if name not in found]
+    problems += [("left over: ", name, f" {list(found[name].shape)}") for name in found if name not in expected]
     problems += [
-        f"wrong shape: {name} is {list(found[name].shape)}, expected {list(shape)}"
+        ("wrong shape: ", name, f" is {list(found[name].shape)}, expected {list(shape)}")
         for name, shape in expected.items()
         if name in found and found[name].shape != shape
     ]
     if problems:
-        raise UserError(f"{source}: {counted(len(problems), 'tensor')} not as in the model\n  " + "\n  ".join(problems))
+        lines = "\n  ".join(_by_layers(problems))
+        raise UserError(f"{source}: {counted(len(problems), 'tensor')} not as config.json has them\n  {lines}")
+
+
+def _by_layers(problems: Iterable[tuple[str, str, str]]) -> list[str]:
+    """A line for each (what, name, shapes), or for all of them whose names differ in numbers alone."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for what, name, shapes in problems:
+        alike.setdefault((what, re.sub(r"\b\d+\b", "*", name), shapes), []).append(name)
+    return [
+        f"{what}{names[0]}{shapes}" if len(names) == 1 else f"{what}{pattern}{shapes} ({len(names)} of them)"
+        for (what, pattern, shapes), names in alike.items()
+    ]
 
 
 def _flax_regex(rule: Rule) -> re.Pattern[str]:

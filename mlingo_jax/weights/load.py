@@ -24,6 +24,7 @@ from mlingo_jax.weights.folders import find
 from mlingo_jax.weights.keymap import Parameter, parameters
 from mlingo_jax.weights.tensors import Tensor
 from mlingo_jax.weights.towers import OpenTower, TowerName, open_tower
+from mlingo_jax.wording import counted
 
 ROUNDED = jnp.bfloat16
 """The dtype in which towers of different dtypes are compared."""
@@ -70,7 +71,7 @@ def load_tower(
         mesh: where they go (see `models.partition`); None for the default device.
 
     Raises:
-        UserError: see `open_with_files`; or a size of the tower does not divide over the mesh.
+        UserError: see `open_with_files`; a size of the tower does not divide over the mesh; or weights are not finite.
     """
     tower, files = open_with_files(source, kind)
     dtype, integer = jnp.dtype(dtype), INTEGERS.get(quantization)
@@ -82,6 +83,7 @@ def load_tower(
     if mesh is not None:
         check_divides(model, str(source), mesh)
     params = _place(tower, model, dtype, integer, mesh)
+    _check_finite(tower, params, source)
     identity = {
         "name": files.resolve().name if Path(source).expanduser().exists() else str(source),
         "config": tower.config_hash(),
@@ -175,6 +177,35 @@ def _place(
     return params
 
 
+def _check_finite(tower: OpenTower, params: dict[str, Any], source: str | Path) -> None:
+    """Raises UserError if a weight is NaN or infinite: answers would be one token without an end."""
+    flags = {
+        jax.tree_util.keystr(path, simple=True, separator="."): _is_finite(leaf)
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    broken = [name for name, finite in flags.items() if not finite]
+    if not broken:
+        return
+    # In the file's own words, unless the numbers came about here.
+    kernel = f"{broken[0].removesuffix('scale')}kernel" if broken[0].endswith(".scale") else broken[0]
+    held = [
+        entry.torch
+        for entry in tower.entries
+        if {broken[0], kernel} & {entry.parameter.name, entry.flax}
+        and not np.isfinite(tower.tensors[entry.flax].read()).all()
+    ]
+    more = f", and {counted(len(broken) - 1, 'other parameter')}" if len(broken) > 1 else ""
+    raise UserError(
+        f"{source}: weights are NaN or infinite: {(held or broken)[0]}{more}; get them again, or give others"
+    )
+
+
+@jax.jit
+def _is_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
+
+
 Slots = list[tuple[Any, Tensor]]
 
 
@@ -192,7 +223,9 @@ def _quantized_arrays(
     integers, scales = np.empty(kernel.shape, integer), np.empty(scale.shape, dtype)
     for slot, tensor in slots:
         floats = tensor.read().astype(np.float32)
-        integers[slot], scales[slot] = quantize(floats, scales[slot].shape, integer, dtype)
+        # Of what is no number the scale becomes none, and is found with the others.
+        with np.errstate(invalid="ignore"):
+            integers[slot], scales[slot] = quantize(floats, scales[slot].shape, integer, dtype)
     return integers, scales
 
 

@@ -32,16 +32,19 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     return {name: _tensor(path, name, value) for name, value in state.items() if not name.endswith(BUFFERS)}
 
 
-def write_torch(path: Path, state: Mapping[str, Tensors]) -> None:
-    """Writes dicts of tensors by `torch.save`, all in memory at once: for an adapter, not for a tower.
+def write_torch(path: Path, state: Mapping[str, Tensors] | Tensors) -> None:
+    """Writes tensors, or dicts of them, by `torch.save`, all in memory at once.
 
     Raises:
         UserError: torch is not installed.
     """
     torch = _import_torch(f"writing a {path.suffix} file")
-    torch.save(
-        {key: {n: _to_torch(t.read(), torch) for n, t in tensors.items()} for key, tensors in state.items()}, path
-    )
+
+    def made(part: Any) -> Any:
+        is_tensor = isinstance(part, Tensor)
+        return _to_torch(part.read(), torch) if is_tensor else {name: made(inner) for name, inner in part.items()}
+
+    torch.save(made(state), path)
 
 
 def _import_torch(what: Path | str) -> ModuleType:

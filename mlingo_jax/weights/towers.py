@@ -135,7 +135,10 @@ def open_tower(source: Path, name: TowerName, base: str | Path | None = None) ->
     if found.kind == "musilingo":
         part = released.read_part(source, name)
         return _open_torch(kind, part.source, part.files, part.values, part.tensors, base)
-    return _open_torch(kind, source, source, read_json(source / "config.json"), read_checkpoint(source), base)
+    values = read_json(source / "config.json")
+    # What is not built here is told by its name before its tensors are looked at.
+    kind.config(values, str(source / "config.json"))
+    return _open_torch(kind, source, source, values, read_checkpoint(source), base)
 
 
 def _describe(found: Found) -> str:
