@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
 from mlingo_jax.data.decoding import Mixdown
 from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, open_prompt, read_context
+from mlingo_jax.data.resampling import Resampling
 from mlingo_jax.data.tokenizer import read_eos
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import AudioEncoder
@@ -243,6 +244,7 @@ def load(
     prompt: PromptSettings | None = None,
     frames_per_token: int | None = None,
     mixdown: Mixdown = "mean",
+    resampling: Resampling | None = None,
 ) -> MusiLingo:
     """Loads a MusiLingo, its towers in `dtype`, spread over `mesh` if there is one; the adapter is float32.
 
@@ -258,6 +260,7 @@ def load(
         frames_per_token: encoder frames averaged into one music token; by default the run's, else the reference
         implementation's 325.
         mixdown: of a clip's channels their "mean", or the first one, "left": for clips whose channels cancel out.
+        resampling: of audio, by "soxr" or exactly as torchaudio does ("sinc_hann"); by default the run's, else soxr.
 
     Raises:
         UserError: a folder, file or weight is missing or broken, the three do not fit one another, or the adapter is
@@ -269,6 +272,7 @@ def load(
         mert, llm = mert or _tower_of(run, "mert", adapter), llm or _tower_of(run, "llm", adapter)
         prompt = prompt or PromptSettings.from_json(run["prompt"])
         frames_per_token = frames_per_token or run["frames_per_token"]
+        resampling = resampling or run.get("resampling")
         quantization = quantization or run["llm"]["identity"].get("quantization")
     elif adapter is not None and Path(adapter).is_dir():
         mert, llm = mert or adapter, llm or adapter
@@ -293,7 +297,7 @@ def load(
         tower.graphdef,
         tower.params,
         tower.config,
-        AudioSettings.from_folder(tower.folder, mixdown),
+        AudioSettings.from_folder(tower.folder, mixdown, resampling or "soxr"),
         frames_per_token=frames_per_token or FRAMES_PER_TOKEN,
         per_layer=per_layer,
         mesh=mesh,

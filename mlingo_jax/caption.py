@@ -29,10 +29,15 @@ if TYPE_CHECKING:
     from mlingo_jax.inference.generate import Options
 
 DEMO = Path("runs/demo")
+# How the reference implementation's two scripts draw; top_k is the default of its transformers.
+LIKE: dict[str, dict[str, Any]] = {
+    "qa": {"temperature": 0.1, "top_k": 50, "top_p": 0.5},
+    "demo": {"temperature": 1.0, "top_k": 50, "top_p": 0.9},
+}
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    arguments = _parse()
     from mlingo_jax.data.search import find_audio
     from mlingo_jax.files import exclusive_lock
     from mlingo_jax.inference.answer_file import AnswerFile, check_output
@@ -141,6 +146,14 @@ def _answer(
     return lines
 
 
+def _parse() -> argparse.Namespace:
+    """The options; those of `--like` where they are not given."""
+    parser = _parser()
+    like = parser.parse_args().like
+    parser.set_defaults(**LIKE.get(like, {}))
+    return parser.parse_args()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mlingo_jax.caption",
@@ -160,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mert", help="the encoder: a folder or hub id; by default the adapter's own")
     add("--llm", help="the language model: a folder or hub id; by default the adapter's own")
     add("--dtype", choices=("bfloat16", "float32"), help="by default float32 on a CPU, bfloat16 elsewhere")
+    add("--resampling", choices=("soxr", "sinc_hann"), help="of audio: by soxr, or exactly as torchaudio does")
     add("--quantization", choices=("none", "int8", "int4"), help="of the language model; by default the adapter's own")
     add("--mixdown", choices=("mean", "left"), default="mean", help="of several channels: their mean, or the first one")
     add(
@@ -169,6 +183,11 @@ def _parser() -> argparse.ArgumentParser:
         help="files answered at once (default %(default)s); no answer depends on it",
     )
     add("--max_new_tokens", type=int, default=300, help="an answer's greatest length (default %(default)s)")
+    add(
+        "--like",
+        choices=tuple(LIKE),
+        help="draw as the reference implementation's qa.py (temperature 0.1, top_k 50, top_p 0.5) or its demo (1, 50, 0.9) does",
+    )
     add(
         "--temperature",
         type=float,
@@ -198,7 +217,8 @@ def _load(arguments: argparse.Namespace) -> "MusiLingo":
 
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     towers = {"mert": arguments.mert, "llm": arguments.llm, "quantization": arguments.quantization}
-    return mlingo_jax.load(**towers, adapter=adapter, dtype=dtype, mixdown=arguments.mixdown)
+    heard = {"mixdown": arguments.mixdown, "resampling": arguments.resampling}
+    return mlingo_jax.load(**towers, **heard, adapter=adapter, dtype=dtype)
 
 
 def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, Any]:
@@ -212,6 +232,7 @@ def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, An
         "dtype": model.llm.identity["dtype"],
         "frames_per_token": model.encoder.frames_per_token,
         "mixdown": None if model.encoder.audio.mixdown == "mean" else model.encoder.audio.mixdown,
+        "resampling": None if model.encoder.audio.resampling == "soxr" else model.encoder.audio.resampling,
         "prompt": dataclasses.asdict(model.prompt.settings),
         **dataclasses.asdict(options),
         "seed": seed if options.temperature > 0 else None,

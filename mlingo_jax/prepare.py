@@ -13,7 +13,7 @@ from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.datasets.report import reports_folder
 from mlingo_jax.errors import UserError
 from mlingo_jax.flags import check
-from mlingo_jax.settings import DTYPES, MIXDOWNS, AdapterConfig, Config, DataConfig, EncoderConfig
+from mlingo_jax.settings import DTYPES, MIXDOWNS, RESAMPLINGS, AdapterConfig, Config, DataConfig, EncoderConfig
 
 
 def main() -> None:
@@ -197,6 +197,7 @@ def _add_features(commands: argparse._SubParsersAction) -> None:
         help="of a crop (default %(default)s)",
     )
     add("--mixdown", choices=MIXDOWNS, default="mean", help="of a clip's channels: their mean, or the first one")
+    add("--resampling", choices=RESAMPLINGS, default="soxr", help="of audio: by soxr, or exactly as torchaudio does")
     add("--crop_seed", type=int, default=defaults.data.crop_seed, help="which crops (default %(default)s)")
     add("--store", choices=DTYPES, default=defaults.data.store, help="what features are kept as (default %(default)s)")
     add(
@@ -217,7 +218,7 @@ def _features(arguments: argparse.Namespace) -> None:
 
     initialize()
     config = Config(
-        mert=EncoderConfig(arguments.mert, arguments.dtype, arguments.frames_per_token),
+        mert=EncoderConfig(arguments.mert, arguments.dtype, arguments.frames_per_token, arguments.resampling),
         adapter=AdapterConfig(layer_weights=arguments.layer_weights),
         data=DataConfig(
             datasets=arguments.dataset,

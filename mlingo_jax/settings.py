@@ -23,6 +23,7 @@ QUANTIZATIONS = ("none", "int8", "int4")
 REMATS = ("layer", "dots", "none")
 MIXDOWNS = ("mean", "left")
 MIXINGS = ("row", "step")
+RESAMPLINGS = ("soxr", "sinc_hann")
 
 
 @dataclasses.dataclass
@@ -32,6 +33,7 @@ class EncoderConfig:
     path: str = setting("", "encoder: a Hugging Face or converted folder, or a hub id", free=True)
     dtype: str = setting("bfloat16", "what its weights are kept and computed in", choices=DTYPES)
     frames_per_token: int = setting(325, "encoder frames averaged into one music token (4.33 s at 75 Hz)", least=1)
+    resampling: str = setting("soxr", "of audio: by soxr, or exactly as torchaudio does", choices=RESAMPLINGS)
 
 
 @dataclasses.dataclass

@@ -195,3 +195,18 @@ def test_wrong_arguments_are_refused_before_anything_is_written(model, tmp_path,
     with pytest.raises(UserError, match=message):
         caption.main()
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("given", "drawn"),
+    [
+        ([], (0.0, None, None)),
+        (["--like", "qa"], (0.1, 50, 0.5)),
+        (["--like=demo"], (1.0, 50, 0.9)),
+        (["--temperature", "0.7", "--like", "qa", "--top_k", "3"], (0.7, 3, 0.5)),
+    ],
+)
+def test_the_original_s_ways_to_draw_have_names(given, drawn, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["caption", "a.wav", "--question", "What?", "--output", "a.jsonl", *given])
+    arguments = caption._parse()
+    assert (arguments.temperature, arguments.top_k, arguments.top_p) == drawn

@@ -63,7 +63,7 @@ def test_equal_logits_are_kept_or_left_out_together(how):
 
 def test_both_zeros_are_one_number():
     logits = jnp.array([[-0.0, 0.0, -1.0, -0.0]])
-    assert jnp.isfinite(filtered(logits, sampling(1.0, 1))).tolist() == [[True, True, False, True]]
+    assert jnp.isfinite(filtered(logits, sampling(1.0, 1, rows=1))).tolist() == [[True, True, False, True]]
 
 
 def test_without_sampling_the_most_probable_token_is_taken():

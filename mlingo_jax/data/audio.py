@@ -18,6 +18,7 @@ import soxr
 from jaxtyping import Float32, Shaped
 
 from mlingo_jax.data.decoding import Mixdown, open_audio
+from mlingo_jax.data.resampling import Resampling, sinc_hann
 from mlingo_jax.errors import AudioWarning, UserError
 
 RECEPTIVE_FIELD = 400
@@ -48,14 +49,18 @@ class AudioSettings:
     """What an encoder wants to encode: its sample rate in Hz, and whether a clip is brought to mean 0, variance 1.
 
     mixdown: of several channels their `mean`, or the first one, `left`, alone.
+    resampling: by soxr, or as torchaudio does ("sinc_hann", `mlingo_jax.data.resampling`).
     """
 
     sample_rate: int
     normalize: bool
     mixdown: Mixdown = "mean"
+    resampling: Resampling = "soxr"
 
     @classmethod
-    def from_folder(cls, folder: str | Path, mixdown: Mixdown = "mean") -> "AudioSettings":
+    def from_folder(
+        cls, folder: str | Path, mixdown: Mixdown = "mean", resampling: Resampling = "soxr"
+    ) -> "AudioSettings":
         """Reads an encoder folder's preprocessor_config.json, or, without one, the `sample_rate` of its config.json.
 
         `do_normalize` is true where nothing is said, as in transformers' Wav2Vec2FeatureExtractor.
@@ -70,7 +75,7 @@ class AudioSettings:
                 f"{folder}: no valid sampling_rate and do_normalize in preprocessor_config.json (nor sample_rate in "
                 f"config.json): found {rate!r} and {normalize!r}; add the encoder's preprocessor_config.json"
             )
-        return cls(sample_rate=rate, normalize=normalize, mixdown=mixdown)
+        return cls(sample_rate=rate, normalize=normalize, mixdown=mixdown, resampling=resampling)
 
 
 def read_audio(
@@ -126,7 +131,7 @@ def prepare_waveform(
         samples = samples.T
     mono = samples if samples.ndim == 1 else samples.mean(axis=1)
     blocks = (mono[start : start + _BLOCK] for start in range(0, len(mono), _BLOCK))
-    return _resample(blocks, int(rate), settings.sample_rate, minimum, "waveform")
+    return _resample(blocks, int(rate), settings, minimum, "waveform")
 
 
 def normalize(waveform: Float32[np.ndarray, "N"]) -> Float32[np.ndarray, "N"]:
@@ -160,28 +165,31 @@ def _read(encoded: Path | bytes, name: str, settings: AudioSettings, minimum: in
         blocks = decoding.blocks()
         # The rate is known with the first block.
         first = list(itertools.islice(blocks, 1))
-        waveform = _resample(itertools.chain(first, blocks), decoding.rate, settings.sample_rate, minimum, name)
+        waveform = _resample(itertools.chain(first, blocks), decoding.rate, settings, minimum, name)
     for note in decoding.notes:
         warnings.warn(f"{name}: {note}", AudioWarning, stacklevel=3)
     return waveform
 
 
 def _resample(
-    blocks: Iterable[Float32[np.ndarray, "_"]], rate: int, target: int, minimum: int, name: str
+    blocks: Iterable[Float32[np.ndarray, "_"]], rate: int, settings: AudioSettings, minimum: int, name: str
 ) -> Float32[np.ndarray, "N"]:
     """Joins and resamples mono blocks; checks that they are finite and long enough."""
+    target, streams = settings.sample_rate, settings.resampling == "soxr" and rate != settings.sample_rate
     stream = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
     # A growing bytearray is remapped rather than copied: joining a list of arrays would need twice the memory.
     joined = bytearray()
     empty = True
     for block in _finite(blocks, name):
         empty = empty and not len(block)
-        joined += (block if rate == target else stream.resample_chunk(block)).tobytes()
+        joined += (stream.resample_chunk(block) if streams else block).tobytes()
     if empty:
         raise UserError(f"{name}: there is no audio in it (0 samples)")
-    if rate != target:
+    if streams:
         joined += stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
     waveform = np.frombuffer(joined, np.float32)
+    if not streams:
+        waveform = sinc_hann(waveform, rate, target)
     if len(waveform) < minimum:
         raise UserError(
             f"{name}: too short, {len(waveform)} samples at {target} Hz; the encoder needs at least {minimum} "

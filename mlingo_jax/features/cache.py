@@ -26,6 +26,7 @@ from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.contents import UNKNOWN, digest_text, digest_words
 from mlingo_jax.data.decoding import Mixdown
 from mlingo_jax.data.examples import clip_hash
+from mlingo_jax.data.resampling import Resampling
 from mlingo_jax.differences import current_names, differences, flatten
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.crops import Crops
@@ -43,7 +44,7 @@ class Fingerprint:
     encoder: its identity: name, and checksums of its config and weights, and the dtype it computed in.
     frames_per_token, seconds, per_layer: how it listened (`mlingo_jax.features.encode.AudioEncoder`); a crop is as long
     as `seconds`.
-    sample_rate, normalize, mixdown: what it was given (`AudioSettings`).
+    sample_rate, normalize, mixdown, resampling: what it was given (`AudioSettings`).
     stored: dtype of the features in the cache, a key of `DTYPES`.
     crops, crop_seed: how many crops of each clip, and which (`mlingo_jax.features.crops`); 0 and 0: clips as a whole.
     device, versions: where, and by what software. They change the features by rounding errors alone.
@@ -61,6 +62,7 @@ class Fingerprint:
     crops: int = 0
     crop_seed: int = 0
     mixdown: Mixdown = "mean"
+    resampling: Resampling = "soxr"
 
     @classmethod
     def of(
@@ -79,7 +81,8 @@ class Fingerprint:
         versions = {"jax": jax.__version__, "mlingo_jax": mlingo_jax.__version__}
         device = jax.devices()[0].device_kind
         encoding_settings = frames_per_token, seconds, per_layer, audio.sample_rate, audio.normalize
-        return cls(dict(encoder), *encoding_settings, stored, device, versions, crops, crop_seed, audio.mixdown)
+        audio_settings = audio.mixdown, audio.resampling
+        return cls(dict(encoder), *encoding_settings, stored, device, versions, crops, crop_seed, *audio_settings)
 
     @property
     def fixed_crops(self) -> Crops | None:
@@ -92,8 +95,9 @@ class Fingerprint:
         ignored = ("device", "versions", *(f"encoder.{name}" for name in NO_DIFFERENCE))
         values = {name: value for name, value in flatten(dataclasses.asdict(self)) if not name.startswith(ignored)}
         # Caches of before there was a choice are of this kind.
-        if self.mixdown == "mean":
-            del values["mixdown"]
+        for name, before in (("mixdown", "mean"), ("resampling", "soxr")):
+            if values[name] == before:
+                del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: "Fingerprint", *, ignore: Collection[str] = ()) -> list[str]:

@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
+from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.decoding import Mixdown
+from mlingo_jax.data.resampling import Resampling
 from mlingo_jax.features.crops import Crops
 from mlingo_jax.features.encode import SECONDS
 from mlingo_jax.settings import Config
@@ -21,6 +23,7 @@ class FeatureSpec:
     online: encoded in every step, from audio; else once, into `cache`, with numbers of the dtype `stored`.
     crops, crop_seconds, crop_seed: how many fixed crops of each clip, their length, and which; 0: none are fixed.
     max_bad_fraction: share of clips that may be unreadable. mixdown: what becomes of a clip's channels.
+    resampling: of audio at another rate than the encoder's.
     """
 
     encoder: str
@@ -35,6 +38,7 @@ class FeatureSpec:
     cache: Path
     max_bad_fraction: float
     mixdown: Mixdown = "mean"
+    resampling: Resampling = "soxr"
 
     @classmethod
     def of(cls, config: Config) -> "FeatureSpec":
@@ -54,6 +58,7 @@ class FeatureSpec:
             cache=Path(data.features or Path(beside) / "features"),
             max_bad_fraction=data.max_bad_fraction,
             mixdown=cast(Mixdown, data.mixdown),
+            resampling=cast(Resampling, config.mert.resampling),
         )
 
     @property
@@ -82,3 +87,7 @@ class FeatureSpec:
             "crops": self.crops,
             "crop_seed": self.crop_seed if self.crops else 0,
         }
+
+    def audio_settings(self, folder: Path) -> AudioSettings:
+        """What the encoder in a folder is given."""
+        return AudioSettings.from_folder(folder, self.mixdown, self.resampling)

@@ -4,7 +4,6 @@ import sys
 
 import jax
 
-from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.mixture import clip_name
 from mlingo_jax.data.prepared import Prepared
 from mlingo_jax.features.encode import count_tokens
@@ -45,7 +44,7 @@ def encode_collection(spec: FeatureSpec, data_dir: str, dataset: str) -> str:
 def expected_size(spec: FeatureSpec, prepared: Prepared, tower: Tower) -> str:
     """How much there is to encode in a collection, and to keep of it."""
     crops = spec.fixed_crops
-    audio = AudioSettings.from_folder(tower.folder)
+    audio = spec.audio_settings(tower.folder)
     encoded = vectors = 0
     for _, seconds, _ in prepared.clips.lengths():
         samples, count = round(seconds * audio.sample_rate), 1

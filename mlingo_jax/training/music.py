@@ -14,7 +14,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.contents import UNKNOWN, digest_audio, file_state
 from mlingo_jax.data.examples import Examples
 from mlingo_jax.data.rows import Music
@@ -90,7 +89,7 @@ def encode_clips(
     Raises:
         UserError: see `mlingo_jax.features.fill.fill_cache`; the message names what sets a cache of another kind apart.
     """
-    audio = AudioSettings.from_folder(tower.folder, spec.mixdown)
+    audio = spec.audio_settings(tower.folder)
     encoder = AudioEncoder(
         tower.graphdef,
         tower.params,
@@ -137,7 +136,7 @@ def _encoded_in_step(spec: FeatureSpec, clips: Mapping[str, Audio], mesh: Mesh) 
     tower = load_encoder(spec, mesh)
     frames = tower.config.frames
     music = OnlineAudio(
-        AudioSettings.from_folder(tower.folder, spec.mixdown),
+        spec.audio_settings(tower.folder),
         spec.crop_seconds,
         tokens=lambda samples: pooled_length(frames(samples), spec.frames_per_token),
         minimum=tower.config.receptive_field,
@@ -193,7 +192,8 @@ def _find_complete(spec: FeatureSpec, clips: Mapping[str, Audio]) -> tuple[bool,
 
 def _is_own(spec: FeatureSpec, cache: FeatureCache) -> bool:
     made = cache.fingerprint
-    same = all(getattr(made, name) == value for name, value in spec.kind.items()) and made.mixdown == spec.mixdown
+    same = all(getattr(made, name) == value for name, value in spec.kind.items())
+    same = same and (made.mixdown, made.resampling) == (spec.mixdown, spec.resampling)
     known = not spec.encoder or _remembered(cache.folder).get("files") == _files(spec.encoder)
     return same and known and made.encoder.get("dtype") == spec.dtype
 

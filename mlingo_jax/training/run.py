@@ -64,6 +64,7 @@ def describe_run(
         "llm": dict(llm),
         "adapter": adapter,
         "frames_per_token": config.mert.frames_per_token,
+        "resampling": config.mert.resampling,
         "prompt": prompt_settings(config).to_json(),
         "data": dict(data),
         "seed": config.seed,
