@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mlingo_jax.data.audio import RECEPTIVE_FIELD
+from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings
 from mlingo_jax.data.contents import UNKNOWN, Contents, changed, digest_audio, file_state
 from mlingo_jax.data.stored import Audio, Waveform, read_ahead
 from mlingo_jax.data.unreadable import LISTED, list_all, named, require_few
