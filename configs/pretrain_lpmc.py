@@ -2,8 +2,8 @@
 
     python -m mlingo_jax.train --config=pretrain_lpmc
 
-Not a run of the reference implementation's. Of MSD's 445,000 clips its stage 1 sees a part once; here are 2,663, each seen ten times:
-3,330 steps of 8, with one pass as the warm-up.
+The reference implementation has no such run. Its stage 1 sees a part of MSD's 445,000 clips once; here are 2,663, each
+seen ten times: 3,330 steps of 8, with one pass as the warm-up.
 """
 
 from mlingo_jax.recipes import recipe

@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--like",
         choices=tuple(LIKE),
-        help="draw as the reference implementation's qa.py (temperature 0.1, top_k 50, top_p 0.5) or its demo (1, 50, 0.9) does",
+        help="draw as MusiLingo's own qa.py (temperature 0.1, top_k 50, top_p 0.5) or its demo (1, 50, 0.9)",
     )
     add(
         "--temperature",

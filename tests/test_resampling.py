@@ -47,7 +47,7 @@ def test_it_is_a_windowed_sinc_at_every_place(samples, rates):
     cutoff = 0.99 * min(old, new) / old
     distance = (np.arange(len(found))[:, None] * old / new - np.arange(samples)) * cutoff
     window = np.where(np.abs(distance) < 6, np.cos(distance * np.pi / 12) ** 2, 0)
-    np.testing.assert_allclose(found, (np.sinc(distance) * frames_per_token * cutoff) @ waveform, atol=2e-5)
+    np.testing.assert_allclose(found, (np.sinc(distance) * window * cutoff) @ waveform, atol=2e-5)
 
 
 def test_a_long_waveform_is_made_in_parts(monkeypatch):
@@ -66,7 +66,10 @@ def test_audio_is_resampled_as_it_is_asked_for(tmp_path, monkeypatch):
     np.testing.assert_array_equal(encoded, sinc_hann(samples.mean(1), 44100, 24000))
     np.testing.assert_array_equal(encoded, prepare_waveform(samples, 44100, by_sinc))
     other = read_audio(tmp_path / "a.wav", by_soxr)
-    assert 1e-3 < np.abs(encoded[100:-100] - other[: len(encoded)][100:-100]).max() < 0.2
+    # soxr rounds the length, torchaudio rounds it up.
+    assert len(encoded) - len(other) in (0, 1)
+    inside = slice(100, len(other) - 100)
+    assert 1e-3 < np.abs(encoded[inside] - other[inside]).max() < 0.3
     at_its_rate = AudioSettings(44100, True, resampling="sinc_hann")
     np.testing.assert_array_equal(read_audio(tmp_path / "a.wav", at_its_rate), samples.mean(1))
 

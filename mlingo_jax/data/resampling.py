@@ -1,4 +1,4 @@
-"""torchaudio's resampling, for those who compare with the reference implementation's numbers; what is encoded by default is soxr's.
+"""torchaudio's resampling, for those who compare with the reference implementation's numbers; soxr's is the default.
 
 Source: torchaudio.functional.resample with its defaults: a sinc at 0.99 of the lower of both rates' half, six of its
 zeros on either side, under a Hann window.
