@@ -33,6 +33,8 @@ Mixdown = Literal["mean", "left"]
 
 # Smaller files are read at once: of what is checked and decoded not a byte can change meanwhile.
 _WHOLE_BYTES = 16 << 20
+# By default FFmpeg reads the first seconds of a wav twice, to see whether it is DTS; this is enough to see that.
+_OPTIONS = {name: {"probesize": str(1 << 16)} for name in ("wav", "w64")}
 # Frames that are mixed down together, for speed.
 _FRAMES = 64
 _RATES = range(1_000, 768_001)
@@ -125,8 +127,9 @@ class Decoding:
         before = self.samples
         try:
             window = _Window(self._file, part)
+            name = self._container.format
             # Tags are in any encoding, and are nothing to us.
-            with av.open(window, "r", format=self._container.format, metadata_errors="replace") as source:
+            with av.open(window, "r", name, options=_OPTIONS.get(name), metadata_errors="replace") as source:
                 stream = _audio_stream(source, self._container, part)
                 # Of vorbis the first frame is there to begin from, and is no sound.
                 before_sound = 1 if part.last_page is not None else 0
@@ -194,13 +197,11 @@ def _planes(frames: Sequence[AudioFrame]) -> Float32[np.ndarray, "C N"]:
     joined = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
     if not frames[0].format.is_planar:
         joined = joined.reshape(-1, frames[0].layout.nb_channels).T
-    planes = joined.astype(np.float32, order="C")
-    if joined.dtype.kind in "iu":
-        half = np.float32(1 << (8 * joined.dtype.itemsize - 1))
-        if joined.dtype.kind == "u":
-            planes -= half
-        planes /= half
-    return planes
+    planes = np.empty(joined.shape, np.float32)
+    half = np.float32(1 << (8 * joined.dtype.itemsize - 1)) if joined.dtype.kind in "iu" else np.float32(1)
+    # Exact: a power of two.
+    np.multiply(joined, 1 / half, out=planes, dtype=np.float32, casting="unsafe")
+    return planes - 1 if joined.dtype.kind == "u" else planes
 
 
 def _audio_stream(source: InputContainer, container: Container, part: Part) -> AudioStream:
