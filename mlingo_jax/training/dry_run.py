@@ -135,22 +135,23 @@ def _epochs(config: Config, train: Mixture, seen: float) -> list[str]:
 def _count_music(config: Config, clips: Mapping[str, Audio]) -> dict[str, int]:
     """The music tokens of each clip, from the clips' lengths."""
     encoder = open_tower(find(config.mert.path), "mert")
-    assert isinstance(encoder.config, MertConfig)
+    architecture = encoder.config
+    assert isinstance(architecture, MertConfig)
     audio = AudioSettings.from_folder(encoder.files or find(config.mert.path))
-    spec, seconds = FeatureSpec.of(config), _seconds(config, clips)
-    rate, most = audio.sample_rate, spec.row_seconds
+    spec = FeatureSpec.of(config)
+    seconds = _seconds(config, clips, spec.row_seconds)
 
     def tokens(seconds: float) -> int:
-        samples = round(min(seconds, most) * rate)
-        return count_tokens(samples, audio, encoder.config, spec.frames_per_token, spec.chunk_seconds)
+        samples = round(min(seconds, spec.row_seconds) * audio.sample_rate)
+        return count_tokens(samples, audio, architecture, spec.frames_per_token, spec.chunk_seconds)
 
     return {clip: tokens(seconds.get(clip, 0.0)) for clip in clips}
 
 
-def _seconds(config: Config, clips: Mapping[str, Audio]) -> dict[str, float]:
+def _seconds(config: Config, clips: Mapping[str, Audio], most: float) -> dict[str, float]:
     data = config.data
     if not data.datasets:
-        return {clip: seconds or 0.0 for clip, seconds in durations(clips, most_seconds(config)).items()}
+        return {clip: seconds or 0.0 for clip, seconds in durations(clips, most).items()}
     wanted = parse_wanted(data.datasets, "config.data.datasets")
     wanted += parse_wanted(data.evaluate, "config.data.evaluate") if data.evaluate else []
     found = [Prepared(data.data_dir, name) for name in {part.dataset: None for part in wanted}]
