@@ -217,8 +217,8 @@ def _load(arguments: argparse.Namespace) -> "MusiLingo":
 
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     towers = {"mert": arguments.mert, "llm": arguments.llm, "quantization": arguments.quantization}
-    heard = {"mixdown": arguments.mixdown, "resampling": arguments.resampling}
-    return mlingo_jax.load(**towers, **heard, adapter=adapter, dtype=dtype)
+    decoding = {"mixdown": arguments.mixdown, "resampling": arguments.resampling}
+    return mlingo_jax.load(**towers, **decoding, adapter=adapter, dtype=dtype)
 
 
 def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, Any]:

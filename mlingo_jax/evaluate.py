@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
@@ -150,5 +151,10 @@ def comparing_parser() -> argparse.ArgumentParser:
     return made
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The console command."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    cli()

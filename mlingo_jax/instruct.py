@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
@@ -248,5 +248,10 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The console command."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    cli()

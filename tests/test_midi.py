@@ -198,10 +198,10 @@ def test_a_tempo_that_changes_is_not_told(tmp_path):
     ],
 )
 def test_chords(classes, expected):
-    heard = np.zeros(12)
-    heard[list(classes)] = 1.0
-    heard[list(classes[:1])] = 1.2
-    assert chord_of(heard) == expected
+    pitch_weights = np.zeros(12)
+    pitch_weights[list(classes)] = 1.0
+    pitch_weights[list(classes[:1])] = 1.2
+    assert chord_of(pitch_weights) == expected
 
 
 def test_what_is_missing_is_named(tmp_path, fluidsynth, monkeypatch, capsys):

@@ -76,8 +76,8 @@ class Score:
     def facts(self, start: float, end: float) -> Facts:
         """What holds between two moments."""
         signatures = [s for s in self._midi.key_signature_changes if s.time <= start + 1e-6]
-        heard = self._pitch_classes(start, end)
-        key = self._key_name(signatures[-1].key_number) if signatures else key_of(heard)
+        pitch_weights = self._pitch_classes(start, end)
+        key = self._key_name(signatures[-1].key_number) if signatures else key_of(pitch_weights)
         meters = [m for m in self._midi.time_signature_changes if m.time <= start + 1e-6]
         return Facts(
             bpm=self._bpm(start, end),
@@ -105,13 +105,13 @@ class Score:
 
     def _pitch_classes(self, start: float, end: float) -> Float[np.ndarray, " P"]:
         """How long each pitch class sounds, drums apart, weighted by how hard it is struck."""
-        heard = np.zeros(12)
+        pitch_weights = np.zeros(12)
         for part in self._midi.instruments:
             for note in () if part.is_drum else part.notes:
                 seconds = min(note.end, end) - max(note.start, start)
                 if seconds > 0:
-                    heard[note.pitch % 12] += seconds * note.velocity / 127
-        return heard
+                    pitch_weights[note.pitch % 12] += seconds * note.velocity / 127
+        return pitch_weights
 
     def _playing(self, start: float, end: float) -> list[str]:
         sounding: dict[str, float] = {}
@@ -129,23 +129,23 @@ class Score:
                 yield self._midi.tick_to_time(message.time), message.text.strip()
 
 
-def key_of(heard: Float[np.ndarray, " P"]) -> str:
+def key_of(pitch_weights: Float[np.ndarray, " P"]) -> str:
     """The key whose profile goes best with what sounds (Krumhansl and Schmuckler's way), as "A minor"."""
-    if not heard.any():
+    if not pitch_weights.any():
         return ""
     fits = {
-        f"{_NAMES[tonic]} {mode}": float(np.corrcoef(np.roll(profile, tonic), heard)[0, 1])
+        f"{_NAMES[tonic]} {mode}": float(np.corrcoef(np.roll(profile, tonic), pitch_weights)[0, 1])
         for mode, profile in (("Major", _MAJOR), ("minor", _MINOR))
         for tonic in range(12)
     }
     return max(fits, key=lambda key: fits[key])
 
 
-def chord_of(heard: Float[np.ndarray, " P"]) -> str:
+def chord_of(pitch_weights: Float[np.ndarray, " P"]) -> str:
     """The chord that explains most of what sounds with the fewest notes; "N" if nothing does."""
-    if heard.sum() < 1e-6:
+    if pitch_weights.sum() < 1e-6:
         return SILENCE
-    share = heard / heard.sum()
+    share = pitch_weights / pitch_weights.sum()
     best = max(
         ((_explained(share, root, notes), -root, name) for root in range(12) for name, notes in _CHORDS.items()),
     )

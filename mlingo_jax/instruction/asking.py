@@ -19,7 +19,7 @@ from mlingo_jax.instruction.requests import UNANSWERED, Reply, Request
 
 T = TypeVar("T")
 Conversation = Generator[Request, Reply, T]
-Heard = Callable[[Request, Reply], None]
+OnReply = Callable[[Request, Reply], None]
 
 
 class Courier:
@@ -78,13 +78,13 @@ def converse(
     journal: Journal,
     courier: Courier,
     window: int,
-    heard: Heard,
+    on_reply: OnReply,
     ended: Callable[[], None],
 ) -> int:
     """Carries on up to `window` conversations at a time until all have ended.
 
-    heard: told of each reply; ended: called at the end of each conversation. Returns how many requests stay unanswered.
-    Two conversations that ask the same share a reply.
+    on_reply: told of each reply; ended: called at the end of each conversation. Returns how many requests stay
+    unanswered. Two conversations that ask the same share a reply.
     """
     waiting: dict[str, list[tuple[Conversation[Any], Request]]] = {}
     upcoming, unanswered = iter(conversations), 0
@@ -94,7 +94,7 @@ def converse(
         request = _next(conversation, reply)
         while request is not None and request.key in journal:
             known = journal.reply(request)
-            heard(request, known)
+            on_reply(request, known)
             request = _next(conversation, known)
         if request is None:
             ended()
@@ -116,14 +116,14 @@ def converse(
             unanswered += 1
         for conversation, request in waiting.pop(event["key"]):
             reply = journal.reply(request)
-            heard(request, reply)
+            on_reply(request, reply)
             advance(conversation, reply)
 
 
-def replay(conversation: Conversation[T], journal: Journal, heard: Heard) -> T:
+def replay(conversation: Conversation[T], journal: Journal, on_reply: OnReply) -> T:
     """What a conversation comes to by the journal alone. What is not in it counts as unanswered.
 
-    heard: told of each reply that is there.
+    on_reply: told of each reply that is there.
     """
     reply: Reply | None = None
     while True:
@@ -133,7 +133,7 @@ def replay(conversation: Conversation[T], journal: Journal, heard: Heard) -> T:
             return end.value
         reply = journal.reply(request)
         if reply is not UNANSWERED:
-            heard(request, reply)
+            on_reply(request, reply)
 
 
 def missing(conversations: Iterable[Conversation[Any]], journal: Journal) -> Iterator[Request]:

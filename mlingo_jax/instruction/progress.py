@@ -12,7 +12,7 @@ _LINE_SECONDS = 60.0
 
 
 class Progress:
-    """Counts what is heard while clips are done. A context manager."""
+    """Counts the replies that come while clips are done. A context manager."""
 
     def __init__(self, clips: int, prices: Prices):
         self.tokens = [0, 0]
@@ -22,7 +22,7 @@ class Progress:
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=clips, unit="clip", dynamic_ncols=True, desc="asking") if terminal else None
 
-    def heard(self, request: Request, reply: Reply) -> None:
+    def on_reply(self, request: Request, reply: Reply) -> None:
         """A reply is there."""
         del request
         self.requests += 1

@@ -149,7 +149,7 @@ def _converse(
 ) -> int:
     # Twice as many as can be under way: none waits for the next conversation to begin.
     window = 2 * limits.concurrency
-    return converse(_steps(sources, plan), journal, courier, window, progress.heard, progress.ended)
+    return converse(_steps(sources, plan), journal, courier, window, progress.on_reply, progress.ended)
 
 
 def _statement(progress: Progress, sampled: int, clips: int, prices: Prices) -> str:

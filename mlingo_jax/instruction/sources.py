@@ -103,7 +103,8 @@ def _read(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A list of objects, {"ann": [...]} as the original's MusicCaps, or JSON lines under this name, as MusicBench."""
+    """A list of objects, {"ann": [...]} as the reference implementation's MusicCaps, or JSON lines under this name, as
+    MusicBench."""
     with path.open("rb") as file:
         first = file.readline().strip()
     if first.startswith(b"{") and first.endswith(b"}"):
