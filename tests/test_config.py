@@ -34,7 +34,7 @@ def test_any_value_comes_back(rate, steps, path):
     ("argv", "message"),
     [
         ([], "--config=NAME is needed"),
-        (["--config=bose"], "pretrain_musiccaps; did you mean base?"),
+        (["--config=bose"], "pretrain_open; did you mean base?"),
         (["--config=nowhere.py"], "nowhere.py: no such file"),
         (["--config=base", "--config.optim.learning=1"], "--config.optim.learning: config base has no such field"),
         (["--config=base", "--config.optim.lrr=1"], "did you mean optim.lr?"),

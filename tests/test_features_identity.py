@@ -52,7 +52,7 @@ def test_audio_that_has_changed_is_heard_again_and_said(tmp_path, capsys):
     assert count == 2
     for name, path in clips.items():
         np.testing.assert_array_equal(found[name], expected(path))
-    assert "2 clips encoded again, for their audio is not what was encoded under their names: clip 1; clip 2" in (
+    assert "2 clips encoded again: their audio is not what was encoded under their names: clip 1; clip 2" in (
         capsys.readouterr().err
     )
     assert encoded(clips, cache)[1] == 0
