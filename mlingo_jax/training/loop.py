@@ -91,7 +91,7 @@ def _train(config: Config, workdir: Path, mesh: Mesh, setup: RunSetup) -> None:
             progress.say(line)
         if saved:
             finished = first == config.steps
-            progress.say(f"{workdir}: {'is finished' if finished else 'going on'} after step {first} of {config.steps}")
+            progress.say(f"{workdir}: {'is finished' if finished else 'resuming'} after step {first} of {config.steps}")
             if changes := changes_since(workdir, setup.run):
                 progress.say(f"since the run began {'; '.join(changes)}: losses may differ in their last digits")
         Loop(config, setup, mesh, record, progress, checkpoints, stop, saved).run()
