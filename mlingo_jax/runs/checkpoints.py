@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from mlingo_jax.differences import current_names
@@ -95,6 +96,7 @@ def restore(workdir: str | Path) -> CheckpointState | None:
 def read_checkpoint(folder: Path, run: str | None, step: int) -> CheckpointState:
     """Reads the checkpoint of this run and step. Raises many kinds of errors if it is not good."""
     _check_sums(folder)
+    _check_stores(folder)
     with _alone(), plain_path(folder) as path:
         metadata = ocp.checkpointables_metadata(str(path)).custom_metadata
         states: dict[str, Any] = current_names(metadata) if isinstance(metadata, dict) else {}
@@ -161,6 +163,16 @@ def _check_sums(folder: Path) -> None:
     for name, digest in sums.items():
         if name not in found or sha256_of(folder / name) != digest:
             raise ValueError(f"{name} is missing or not what was written")
+
+
+def _check_stores(folder: Path) -> None:
+    """Raises ValueError for an array store that does not open.
+
+    Orbax would say so too, but the parallel reads that it leaves behind then print a traceback each, at any time.
+    """
+    for manifest in folder.glob("*/manifest.ocdbt"):
+        store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{manifest.parent}/"}}
+        tensorstore.KvStore.open(store).result().list().result()
 
 
 def sha256_of(path: Path) -> str:
