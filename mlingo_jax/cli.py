@@ -1,5 +1,6 @@
 """How every command ends: a user's mistake in one clear line, never in a traceback. Warnings take one line, too."""
 
+import argparse
 import signal
 import sys
 import threading
@@ -41,6 +42,14 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
 
         shutdown(code)
     sys.exit(code)
+
+
+def require_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """Raises `UserError` for the first of these options whose number, if it is given at all, is not above 0."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name}: expected more than 0, found {value:g}")
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -69,6 +70,12 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         UserError: it cannot be written.
     """
     write_atomic(path, [json.dumps(values, indent=2, ensure_ascii=False), "\n"])
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises `OSError` if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_pointer(path: Path) -> None:

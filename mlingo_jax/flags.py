@@ -16,6 +16,8 @@ from mlingo_jax.settings import Config
 from mlingo_jax.wording import nearest
 
 HELP = ("--help", "-h", "--helpfull")
+# Of the text of --help, in characters.
+_WIDTH = 112
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +101,26 @@ def describe(argv: Sequence[str]) -> str:
         "a run resumes where its last checkpoint stands.",
         "",
         "NAME is a Python file, or one of:",
-        *(f"  {n:<12} {summary(n)}" for n in recipe_names()),
+        *_columns({name: summary(name) for name in recipe_names()}),
         "",
         f"Fields of {name}, with their values there (* may differ when a run is resumed):",
     ]
     for field in fields(load_config(name)):
         star = "*" if field.metadata.get("free") else " "
-        head = f"{star} --config.{field.name}={_shown(field.value)}"
-        lines += [head, *textwrap.wrap(field.metadata.get("meaning", ""), 104, initial_indent=" " * 8)]
+        lines.append(f"{star} --config.{field.name}={_shown(field.value)}")
+        lines += textwrap.wrap(field.metadata.get("meaning", ""), _WIDTH, initial_indent=" " * 8)
     return "\n".join(lines)
+
+
+def _columns(meanings: Mapping[str, str]) -> list[str]:
+    """Names, and beside each what it stands for."""
+    indent = 4 + max(map(len, meanings))
+    lines = []
+    for name, meaning in meanings.items():
+        wrapped = textwrap.wrap(meaning, _WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)
+        first, *rest = wrapped or [""]
+        lines += [f"  {name}{first[2 + len(name) :]}", *rest]
+    return lines
 
 
 def _parse(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from mlingo_jax.cli import run_cli
+from mlingo_jax.cli import require_positive, run_cli
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import sha256_of
 from mlingo_jax.instruction.conversations import Plan
 from mlingo_jax.instruction.endpoint import Place, chat_url
 from mlingo_jax.instruction.filters.vocabulary import load_vocabulary
@@ -19,7 +20,6 @@ from mlingo_jax.instruction.run import (
     Clips,
     Limits,
     ask,
-    digest_of,
     finish,
     read_batches,
     sole_command,
@@ -158,10 +158,7 @@ def _add_cost(group: "argparse._ArgumentGroup") -> None:
 
 
 def _require_sound(arguments: argparse.Namespace) -> None:
-    for name in ("concurrency", "tries", "limit", "sampling_rate", "timeout"):
-        value = getattr(arguments, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name}: expected more than 0, found {value:g}")
+    require_positive(arguments, "concurrency", "tries", "limit", "sampling_rate", "timeout")
     if arguments.batch is not None and arguments.batch[0] not in ("write", "read"):
         raise UserError(f"--batch: expected `write FILE` or `read FILE`, found {arguments.batch[0]!r}")
     if arguments.max_cost is not None and arguments.price_in is None and arguments.price_out is None:
@@ -233,7 +230,7 @@ def _origin(arguments: argparse.Namespace, plan: Plan, clips: Clips) -> Origin:
     path = Path(arguments.source)
     return Origin(
         source=path.name if path.is_file() else arguments.source,
-        digest=digest_of(path) if path.is_file() else "",
+        digest=sha256_of(path) if path.is_file() else "",
         licence=arguments.licence,
         model=plan.model,
         judge=plan.judge,

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import NoReturn
 
-from mlingo_jax.cli import run_cli
+from mlingo_jax.cli import require_positive, run_cli
 from mlingo_jax.datasets.build import Options, build
 from mlingo_jax.datasets.builders import DATASETS
 from mlingo_jax.datasets.examples import Examples
@@ -163,9 +163,7 @@ def _add_midi(commands: argparse._SubParsersAction) -> None:
 def _midi(arguments: argparse.Namespace) -> None:
     from mlingo_jax.data.midi import Rendering, render_all
 
-    for name in ("seconds", "clips_per_file", "rate", "workers"):
-        if getattr(arguments, name) <= 0:
-            raise UserError(f"--{name}: expected more than 0, found {getattr(arguments, name):g}")
+    require_positive(arguments, "seconds", "clips_per_file", "rate", "workers")
     how = Rendering(arguments.soundfont, arguments.seconds, arguments.clips_per_file, arguments.rate)
     print(render_all(arguments.files, arguments.captions, arguments.output, how, arguments.workers).table())
 

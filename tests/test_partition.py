@@ -100,11 +100,11 @@ def test_groups_that_do_not_divide_are_named_as_such():
         check_divides(llama("int4", **small), "my llm", mesh_of(1, 8, 1))
     names = ("gate", "key", "query", "up", "value")
     listed = ", ".join(f"28 groups of the {name} kernel along a width of 896 over fsdp 8" for name in names)
-    assert str(refused.value) == f"my llm: cannot be split evenly: {listed}; change --config.mesh"
+    assert str(refused.value) == f"my llm: cannot be split evenly: {listed}; choose another mesh"
 
 
 def test_a_vocabulary_that_tensor_cannot_split_is_no_hindrance_to_fsdp():
     vicuna_v0 = llama(vocab_size=32_001)
     check_divides(vicuna_v0, "my llm", mesh_of(1, 8, 1))
-    with pytest.raises(UserError, match=r"change --config\.mesh \(fsdp in place of tensor splits widths alone\)"):
+    with pytest.raises(UserError, match=r"choose another mesh \(fsdp in place of tensor splits widths alone\)"):
         check_divides(vicuna_v0, "my llm", mesh_of(1, 1, 8))

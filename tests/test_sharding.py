@@ -118,4 +118,4 @@ def test_sizes_that_do_not_divide_are_named(found):
     assert "times data 3 does not make up the number of devices, 8" in data
     assert "config.batch_size is 6: must be a multiple of 4" in batch
     expected = "8 heads over tensor 3, 8 key/value heads over tensor 3, a vocabulary of 320 tokens over tensor 3"
-    assert f"llm: cannot be split evenly: {expected}; change --config.mesh" in llm
+    assert f"llm: cannot be split evenly: {expected}; choose another mesh" in llm

@@ -20,7 +20,7 @@ from jaxtyping import UInt64
 
 from mlingo_jax.data.stored import Audio
 from mlingo_jax.errors import UserError
-from mlingo_jax.files import atomic_replace
+from mlingo_jax.files import atomic_replace, sha256_of
 
 UNKNOWN = ""
 """In place of a digest: there is no such file, or nobody knows it."""
@@ -50,8 +50,7 @@ def digest_bytes(encoded: bytes) -> str:
 def digest_file(path: Path) -> str:
     """The digest of a file's bytes; `UNKNOWN` if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
+        return sha256_of(path)[:DIGITS]
     except (OSError, ValueError):
         return UNKNOWN
 

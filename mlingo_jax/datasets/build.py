@@ -26,7 +26,7 @@ from mlingo_jax.datasets.clips import CHECKS, Clips, Judge
 from mlingo_jax.datasets.examples import Examples
 from mlingo_jax.datasets.report import Report, make_report, reports_folder, write_report
 from mlingo_jax.errors import UserError
-from mlingo_jax.files import exclusive_lock
+from mlingo_jax.files import exclusive_lock, sha256_of
 from mlingo_jax.wording import counted
 
 _ARRAY_RECORD = "array_record"
@@ -194,8 +194,7 @@ def _digest(builder: Examples, clips: Sequence[Task | Checked], collection: str,
     """What the records depend on: the annotation files, and the audio files by size and time of change."""
     digest = hashlib.sha256(repr((_FORMAT, builder.name, builder.config_name, collection, options.tolerance)).encode())
     for path in builder.annotation_files():
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(path)))
     for clip in sorted(clips, key=lambda clip: clip.clip):
         state = _state(clip.path) if isinstance(clip, Task) and clip.path else None
         digest.update(repr((clip, state)).encode())

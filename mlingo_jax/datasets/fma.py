@@ -13,8 +13,10 @@ _SUBSETS = ("small", "medium", "large")
 
 
 class FMA(Examples):
-    """Configs small, medium, large: a clip's genres and tags; splits train, valid, test. Config captions: what
-    `mlingo_jax.instruct` made of them (manifest.jsonl). Audio: 000/000002.mp3.
+    """Clips of 30 s with genres and tags (small, medium or large), or with the captions made of these.
+
+    Splits train, valid, test. Config captions: what `mlingo_jax.instruct` made of genres and tags (manifest.jsonl).
+    Audio: 000/000002.mp3.
     """
 
     name = "fma"

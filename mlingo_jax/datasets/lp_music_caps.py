@@ -26,8 +26,10 @@ _ROWS_AT_ONCE = 4096
 
 
 class LPMusicCaps(Examples):
-    """Configs msd, mtt, mc; the split is the file's name. The splits train, valid and test have the column
-    caption_writing, which the reference implementation trains on; train_summary and so on have the others.
+    """Captions that a language model wrote from tags, of the clips of msd, mtt or mc.
+
+    The split is the file's name. The splits train, valid and test have the column caption_writing, which the reference
+    implementation trains on; train_summary and so on have the others.
     """
 
     name = "lp_music_caps"

@@ -9,7 +9,10 @@ from mlingo_jax.datasets.examples import Examples
 
 
 class Manifest(Examples):
-    """Anyone's own jsonl, json or csv; --config names the collection, splits are train (also unnamed) and eval."""
+    """Your own examples: jsonl, json or csv; --config names the collection.
+
+    Splits are train (also unnamed) and eval.
+    """
 
     name = "manifest"
     homepage = ""

@@ -12,7 +12,9 @@ _SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 
 
 class MTGJamendo(Examples):
-    """Config tags: a track's tags; the split is the file's (...-train.tsv), train for all others. Config captions: what
+    """Whole tracks with tags, or with the captions made of these.
+
+    Config tags: a track's tags; the split is the file's (...-train.tsv), train for all others. Config captions: what
     `mlingo_jax.instruct` made of the tags (manifest.jsonl). Audio: 48/948.mp3 or, smaller, 48/948.low.mp3.
     """
 

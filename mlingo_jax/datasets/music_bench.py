@@ -14,8 +14,10 @@ _SPLITS = {"train": "train", "test_a": "test_a", "test_b": "test_b"}
 
 
 class MusicBench(Examples):
-    """Splits train, test_a, test_b by the file's name. Rows of train that alter one of MusicCaps' evaluation clips are
-    in a split of their own, music_caps_eval, so that training does not see them.
+    """MusicCaps' clips and altered ones, captioned with chords, beats, key and tempo.
+
+    Splits train, test_a, test_b by the file's name. Rows of train that alter one of MusicCaps' evaluation clips are in
+    a split of their own, music_caps_eval, so that training does not see them.
     """
 
     name = "music_bench"

@@ -10,7 +10,10 @@ from mlingo_jax.datasets.music_caps import SECONDS
 
 
 class MusicInstruct(Examples):
-    """Configs short, long and all (both); splits train and test by `is_audioset_eval`, a boolean or its text."""
+    """Questions and answers about MusicCaps' clips: short, long, or all of both.
+
+    Splits train and test by `is_audioset_eval`, a boolean or its text.
+    """
 
     name = "music_instruct"
     homepage = "https://huggingface.co/datasets/m-a-p/Music-Instruct"

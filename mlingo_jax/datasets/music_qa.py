@@ -14,7 +14,10 @@ _SPLITS = {"PretrainMusicQA": "pretrain", "FinetuneMusicQA": "finetune", "EvalMu
 
 
 class MusicQA(Examples):
-    """Splits pretrain (audio of MusicCaps), finetune (MagnaTagATune), eval (MTG-Jamendo), one file each."""
+    """Questions and answers about clips of three collections, a split of each.
+
+    Splits pretrain (audio of MusicCaps), finetune (MagnaTagATune), eval (MTG-Jamendo), one file each.
+    """
 
     name = "music_qa"
     homepage = "https://huggingface.co/datasets/mu-llama/MusicQA"

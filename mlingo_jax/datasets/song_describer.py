@@ -20,7 +20,10 @@ from mlingo_jax.errors import UserError
 
 
 class SongDescriber(Examples):
-    """The split test, and validated: those of its captions that passed a second listener (csv only)."""
+    """Captions by listeners of 706 tracks of MTG-Jamendo, to test on.
+
+    The split test, and validated: those of its captions that passed a second listener (csv only).
+    """
 
     name = "song_describer"
     homepage = "https://zenodo.org/records/10072001"

@@ -1,7 +1,6 @@
 """A run: what a sample costs, all the asking, and then the result from the journal alone."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -132,12 +131,6 @@ def sole_command(output: Path) -> Any:
     return exclusive_lock(
         output / _LOCK, f"{output}: another command is at work there; wait for it, or give another --output"
     )
-
-
-def digest_of(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _steps(sources: Iterable[Source], plan: Plan) -> Iterator[Any]:

@@ -82,7 +82,7 @@ def check_divides(model: nnx.Module, name: str, mesh: Mesh | AbstractMesh) -> No
                 problems.add(f"{groups}{what} over {over}")
     if problems:
         instead = " (fsdp in place of tensor splits widths alone)" if any("tensor" in p for p in problems) else ""
-        raise UserError(f"{name}: cannot be split evenly: {', '.join(sorted(problems))}; change --config.mesh{instead}")
+        raise UserError(f"{name}: cannot be split evenly: {', '.join(sorted(problems))}; choose another mesh{instead}")
 
 
 def constrain(x: Array, axes: str, table: Rules = ACTIVATION_RULES) -> Array:

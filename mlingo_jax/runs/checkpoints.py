@@ -6,7 +6,6 @@ bit. Its metadata say which run and which step it is of.
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import tempfile
 import warnings
@@ -21,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mlingo_jax.differences import current_names
 from mlingo_jax.errors import UserError
+from mlingo_jax.files import sha256_of
 from mlingo_jax.runs.folder import CHECKPOINTS, checkpoint_steps, is_run, read_run
 
 SUMS = "SHA256SUMS"
@@ -173,8 +173,3 @@ def _check_stores(folder: Path) -> None:
     for manifest in folder.glob("*/manifest.ocdbt"):
         store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{manifest.parent}/"}}
         tensorstore.KvStore.open(store).result().list().result()
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from mlingo_jax.errors import UserError
-from mlingo_jax.files import write_atomic
+from mlingo_jax.files import sha256_of, write_atomic
 from mlingo_jax.processes import barrier, is_primary
 from mlingo_jax.runs.checkpoints import (
     SUMS,
@@ -31,7 +31,6 @@ from mlingo_jax.runs.checkpoints import (
     first_line,
     plain_path,
     read_checkpoint,
-    sha256_of,
 )
 from mlingo_jax.runs.folder import CHECKPOINTS, checkpoint_steps, read_run
 
