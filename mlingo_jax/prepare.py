@@ -196,6 +196,11 @@ def _add_features(commands: argparse._SubParsersAction) -> None:
     )
     add("--mixdown", choices=MIXDOWNS, default="mean", help="of a clip's channels: their mean, or the first one")
     add("--resampling", choices=RESAMPLINGS, default="soxr", help="of audio: by soxr, or exactly as torchaudio does")
+    add(
+        "--like_the_original",
+        action="store_true",
+        help="cut the crops as MusiLingo's MusicQA loader does: before resampling, zeros behind, not normalised",
+    )
     add("--crop_seed", type=int, default=defaults.data.crop_seed, help="which crops (default %(default)s)")
     add("--store", choices=DTYPES, default=defaults.data.store, help="what features are kept as (default %(default)s)")
     add(
@@ -226,6 +231,7 @@ def _features(arguments: argparse.Namespace) -> None:
             crops=arguments.crops,
             crop_seconds=arguments.crop_seconds,
             crop_seed=arguments.crop_seed,
+            like_the_original=arguments.like_the_original,
             store=arguments.store,
             mixdown=arguments.mixdown,
         ),

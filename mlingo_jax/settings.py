@@ -89,6 +89,9 @@ class DataConfig:
         30.5, "of a crop; with encode_in_step and no fixed crops a new one each time, else clips are whole", least=1
     )
     crop_seed: int = setting(0, "which fixed crops", least=0)
+    like_the_original: bool = setting(
+        False, "cut fixed crops as MusiLingo's MusicQA loader does: before resampling, zeros behind, not normalised"
+    )
     max_bad_fraction: float = setting(
         0.0, "share of clips that may be unreadable; they are left out", least=0, most=1, free=True
     )

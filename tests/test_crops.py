@@ -5,18 +5,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlingo_jax.data.audio import AudioSettings, read_audio
+from mlingo_jax.data.excerpts import Excerpts, drawn_start
+from mlingo_jax.data.resampling import sinc_hann
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FeatureCache
 from mlingo_jax.features.crops import Crops
+from mlingo_jax.features.encode import AudioEncoder
+from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.settings import Config
 from mlingo_jax.training.loop import train
+from mlingo_jax.training.music import encode_clips, load_encoder
 from mlingo_jax.training.record import read_metrics
+from mlingo_jax.training.sharding import local_mesh
 from tests.tiny import tiny_llama, tiny_mert
 
 RATE = 100
@@ -110,3 +118,46 @@ def test_a_cache_of_other_crops_is_refused(folder):
         )
         with pytest.raises(UserError, match=message):
             train(other)
+
+
+@given(samples=st.integers(1, 900), length=st.integers(1, 600), clip=st.text(max_size=9))
+def test_excerpts_are_parts_of_a_clip_filled_up_with_zeros(samples, length, clip):
+    waveform = np.arange(1, samples + 1, dtype=np.float32)
+    for number, part in enumerate(Excerpts(3, length, 5).cut(waveform, clip)):
+        assert len(part) == length
+        begin = drawn_start(5, number, clip, max(samples - length, 0) + 1)
+        np.testing.assert_array_equal(part[:samples], waveform[begin : begin + length])
+        assert not part[samples:].any()
+
+
+@pytest.mark.parametrize("rate", [8000, 24000, 44100])
+def test_crops_like_the_originals_are_cut_at_the_files_rate_and_encoded_whole(folder, tmp_path, rate):
+    """A second's worth of samples at 24 kHz: 3 s of a file at 8 kHz, half of one at 44.1; louder audio is no other."""
+    rng = np.random.default_rng(rate)
+    clips = {}
+    for name, seconds in (("long", 4), ("short", 0.3)):
+        samples = rng.normal(0, 0.02, (int(seconds * rate), 2)).astype(np.float32)
+        clips[name] = tmp_path / f"{name}.wav"
+        soundfile.write(clips[name], samples, rate, subtype="FLOAT")
+    config = settings(folder, "like", like_the_original=True, crops=2, crop_seconds=1.0, features=str(tmp_path / "f"))
+    spec, mesh = FeatureSpec.of(config), local_mesh()
+    with jax.set_mesh(mesh):
+        tower = load_encoder(spec, mesh)
+        cache, _ = encode_clips(spec, clips, tower, mesh)
+    frames_per_token, minimum = spec.frames_per_token, tower.config.receptive_field
+    plain = AudioEncoder(
+        tower.graphdef, tower.params, tower.config, AudioSettings(24000, False), frames_per_token, seconds=60.0
+    )
+    for name, path in clips.items():
+        own = read_audio(path, AudioSettings(rate, False), minimum=minimum)
+        for number in range(2):
+            begin = drawn_start(0, number, name, max(len(own) - 24000, 0) + 1)
+            part = np.pad(own[begin : begin + 24000], (0, max(24000 - len(own), 0)))
+            expected = plain([sinc_hann(part, rate, 24000)])[0]
+            np.testing.assert_allclose(cache.crop(name, number), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("data", [{"crops": 0}, {"crops": 2, "encode_in_step": True}])
+def test_crops_like_the_originals_are_kept_ones(folder, data):
+    with pytest.raises(UserError, match=r"its crops are cut once and kept; give their number, config\.data\.crops"):
+        FeatureSpec.of(settings(folder, "refused", like_the_original=True, **data))

@@ -18,6 +18,7 @@ import soxr
 from jaxtyping import Float32, Shaped
 
 from mlingo_jax.data.decoding import Mixdown, open_audio
+from mlingo_jax.data.excerpts import Excerpts
 from mlingo_jax.data.resampling import Resampling, sinc_hann
 from mlingo_jax.errors import AudioWarning, UserError
 
@@ -50,12 +51,14 @@ class AudioSettings:
 
     mixdown: of several channels their `mean`, or the first one, `left`, alone.
     resampling: by soxr, or as torchaudio does ("sinc_hann", `mlingo_jax.data.resampling`).
+    excerpts: what is cut out of a file before that, with sinc_hann alone; its waveform is these, one behind the other.
     """
 
     sample_rate: int
     normalize: bool
     mixdown: Mixdown = "mean"
     resampling: Resampling = "soxr"
+    excerpts: Excerpts | None = None
 
     @classmethod
     def from_folder(
@@ -79,9 +82,11 @@ class AudioSettings:
 
 
 def read_audio(
-    path: str | Path, settings: AudioSettings, *, minimum: int = RECEPTIVE_FIELD
+    path: str | Path, settings: AudioSettings, *, minimum: int = RECEPTIVE_FIELD, clip: str = ""
 ) -> Float32[np.ndarray, "N"]:
     """A file's waveform: mono, at `settings.sample_rate`, not normalised, at least `minimum` samples.
+
+    clip: the name by which excerpts are drawn.
 
     What the file is, its first bytes say. Raises UserError, naming the file, if it is missing, empty, not audio,
     damaged, shorter than its header claims, too short, or has samples that are not finite. Silence is legal. Warns
@@ -89,14 +94,14 @@ def read_audio(
     channels that cancel each other. What cannot be told: an mp3 or aac without a count of its frames that was cut off
     exactly between two of them.
     """
-    return _read(Path(path), str(path), settings, minimum)
+    return _read(Path(path), str(path), settings, minimum, clip)
 
 
 def decode_audio(
-    encoded: bytes, name: str, settings: AudioSettings, *, minimum: int = RECEPTIVE_FIELD
+    encoded: bytes, name: str, settings: AudioSettings, *, minimum: int = RECEPTIVE_FIELD, clip: str = ""
 ) -> Float32[np.ndarray, "N"]:
     """The same for a file's bytes in memory; errors name it by `name`."""
-    return _read(encoded, name, settings, minimum)
+    return _read(encoded, name, settings, minimum, clip)
 
 
 def measure_audio(encoded: str | Path | bytes, name: str = "", *, most_seconds: float = float("inf")) -> Measured:
@@ -160,19 +165,26 @@ def chunks(waveform: Float32[np.ndarray, "N"], chunk_samples: int, sample_rate: 
     return [waveform[start:end] for start, end in zip(starts, [*starts[1:], len(waveform)], strict=True)]
 
 
-def _read(encoded: Path | bytes, name: str, settings: AudioSettings, minimum: int) -> Float32[np.ndarray, "N"]:
+def _read(
+    encoded: Path | bytes, name: str, settings: AudioSettings, minimum: int, clip: str
+) -> Float32[np.ndarray, "N"]:
     with open_audio(encoded, name, settings.mixdown) as decoding:
         blocks = decoding.blocks()
         # The rate is known with the first block.
         first = list(itertools.islice(blocks, 1))
-        waveform = _resample(itertools.chain(first, blocks), decoding.rate, settings, minimum, name)
+        waveform = _resample(itertools.chain(first, blocks), decoding.rate, settings, minimum, name, clip)
     for note in decoding.notes:
         warnings.warn(f"{name}: {note}", AudioWarning, stacklevel=3)
     return waveform
 
 
 def _resample(
-    blocks: Iterable[Float32[np.ndarray, "_"]], rate: int, settings: AudioSettings, minimum: int, name: str
+    blocks: Iterable[Float32[np.ndarray, "_"]],
+    rate: int,
+    settings: AudioSettings,
+    minimum: int,
+    name: str,
+    clip: str = "",
 ) -> Float32[np.ndarray, "N"]:
     """Joins and resamples mono blocks; checks that they are finite and long enough."""
     target, streams = settings.sample_rate, settings.resampling == "soxr" and rate != settings.sample_rate
@@ -189,7 +201,8 @@ def _resample(
         joined += stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
     waveform = np.frombuffer(joined, np.float32)
     if not streams:
-        waveform = sinc_hann(waveform, rate, target)
+        parts = settings.excerpts.cut(waveform, clip) if settings.excerpts else [waveform]
+        waveform = np.concatenate([sinc_hann(part, rate, target) for part in parts])
     if len(waveform) < minimum:
         raise UserError(
             f"{name}: too short, {len(waveform)} samples at {target} Hz; the encoder needs at least {minimum} "

@@ -54,11 +54,11 @@ class StoredAudio:
 Audio = Path | StoredAudio
 
 
-def read_clip(audio: Audio, settings: AudioSettings, *, minimum: int) -> Waveform:
-    """The clip's waveform, and UserErrors, as `read_audio`'s."""
+def read_clip(audio: Audio, settings: AudioSettings, *, minimum: int, clip: str = "") -> Waveform:
+    """The waveform of a clip of this name, and UserErrors, as `read_audio`'s."""
     if isinstance(audio, Path):
-        return read_audio(audio, settings, minimum=minimum)
-    return decode_audio(audio.encoded(), audio.name, settings, minimum=minimum)
+        return read_audio(audio, settings, minimum=minimum, clip=clip)
+    return decode_audio(audio.encoded(), audio.name, settings, minimum=minimum, clip=clip)
 
 
 def read_ahead(
@@ -69,9 +69,9 @@ def read_ahead(
     What waits is at most `most_bytes`, as far as the clips before tell how long the next ones are.
     """
 
-    def read(clip: Audio) -> Waveform | UserError:
+    def read(name: str, clip: Audio) -> Waveform | UserError:
         try:
-            return read_clip(clip, audio, minimum=minimum)
+            return read_clip(clip, audio, minimum=minimum, clip=name)
         except UserError as error:
             return error
 
@@ -87,7 +87,7 @@ def read_ahead(
     with ThreadPoolExecutor(workers) as pool:
         while True:
             while has_room() and (clip := next(todo, None)):
-                waiting.append((clip[0], pool.submit(read, clip[1])))
+                waiting.append((clip[0], pool.submit(read, *clip)))
             if not waiting:
                 return
             name, future = waiting.popleft()

@@ -47,6 +47,7 @@ class Fingerprint:
     sample_rate, normalize, mixdown, resampling: what it was given (`AudioSettings`).
     stored: dtype of the features in the cache, a key of `DTYPES`.
     crops, crop_seed: how many crops of each clip, and which (`mlingo_jax.features.crops`); 0 and 0: clips as a whole.
+    crops_before_resampling: cut as MusiLingo's loader does.
     device, versions: where, and by what software. They change the features by rounding errors alone.
     """
 
@@ -63,6 +64,7 @@ class Fingerprint:
     crop_seed: int = 0
     mixdown: Mixdown = "mean"
     resampling: Resampling = "soxr"
+    crops_before_resampling: bool = False
 
     @classmethod
     def of(
@@ -81,13 +83,22 @@ class Fingerprint:
         versions = {"jax": jax.__version__, "mlingo_jax": mlingo_jax.__version__}
         device = jax.devices()[0].device_kind
         encoding_settings = frames_per_token, seconds, per_layer, audio.sample_rate, audio.normalize
-        audio_settings = audio.mixdown, audio.resampling
+        audio_settings = audio.mixdown, audio.resampling, audio.excerpts is not None
         return cls(dict(encoder), *encoding_settings, stored, device, versions, crops, crop_seed, *audio_settings)
 
     @property
     def fixed_crops(self) -> Crops | None:
         """The crops of a clip that were encoded; None for clips that were encoded as a whole."""
-        return Crops(self.crops, self.seconds, self.crop_seed) if self.crops else None
+        if not self.crops:
+            return None
+        return Crops(self.crops, self.seconds, self.crop_seed, self.crops_before_resampling)
+
+    @property
+    def audio_settings(self) -> AudioSettings:
+        """What the encoder was given."""
+        crops = self.fixed_crops
+        excerpts = crops.excerpts(self.sample_rate) if crops else None
+        return AudioSettings(self.sample_rate, self.normalize, self.mixdown, self.resampling, excerpts)
 
     @property
     def kind(self) -> str:
@@ -95,7 +106,7 @@ class Fingerprint:
         ignored = ("device", "versions", *(f"encoder.{name}" for name in NO_DIFFERENCE))
         values = {name: value for name, value in flatten(dataclasses.asdict(self)) if not name.startswith(ignored)}
         # Caches of before there was a choice are of this kind.
-        for name, before in (("mixdown", "mean"), ("resampling", "soxr")):
+        for name, before in (("mixdown", "mean"), ("resampling", "soxr"), ("crops_before_resampling", False)):
             if values[name] == before:
                 del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -4,25 +4,33 @@ Axes: N samples of a clip, C samples of a crop.
 """
 
 import dataclasses
-import hashlib
 
 import numpy as np
 from jaxtyping import Float32
+
+from mlingo_jax.data.excerpts import Excerpts, drawn_start
 
 
 @dataclasses.dataclass(frozen=True)
 class Crops:
     """`count` crops of each clip, of `seconds` each, chosen by `seed`.
 
-    With h the first 8 bytes (big endian) of the SHA-256 of "SEED:NUMBER:CLIP" (UTF-8, CLIP the clip's name), crop
-    NUMBER of a clip of N samples begins at sample floor(h (N - C + 1) / 2^64). It depends on nothing else: neither on
-    the other clips, nor on their order, the machine or how many crops there are. A clip no longer than a crop has one
-    alone: itself.
+    Where a crop begins, one of N - C + 1 samples, follows from `seed`, its number and the clip's name
+    (`mlingo_jax.data.excerpts.drawn_start`). It depends on nothing else: neither on the other clips, nor on their
+    order, the machine or how many crops there are. A clip no longer than a crop has one alone: itself.
+
+    before_resampling: cut as MusiLingo's loader does (`mlingo_jax.data.excerpts.Excerpts`); a waveform then holds a
+    clip's crops one behind the other, all of one length.
     """
 
     count: int
     seconds: float
     seed: int
+    before_resampling: bool = False
+
+    def excerpts(self, sample_rate: int) -> Excerpts | None:
+        """What reading a clip for an encoder of this rate cuts out of it, if that is done before resampling."""
+        return Excerpts(self.count, self.samples(sample_rate), self.seed) if self.before_resampling else None
 
     def samples(self, sample_rate: int) -> int:
         """C, a crop's length."""
@@ -30,7 +38,7 @@ class Crops:
 
     def distinct(self, samples: int, sample_rate: int) -> int:
         """How many crops a clip of so many samples has."""
-        return self.count if samples > self.samples(sample_rate) else 1
+        return self.count if self.before_resampling or samples > self.samples(sample_rate) else 1
 
     def draw(self, rng: np.random.Generator | None) -> int:
         """The number of a crop, each as likely; without `rng` the first."""
@@ -41,17 +49,14 @@ class Crops:
     ) -> Float32[np.ndarray, "C"]:
         """One of a clip's crops, a view; the clip itself if that is no longer."""
         length = self.samples(sample_rate)
-        starts = max(len(waveform) - length, 0) + 1
-        start = _hash(f"{self.seed}:{number}:{clip}") * starts >> 64
+        start = drawn_start(self.seed, number, clip, max(len(waveform) - length, 0) + 1)
         return waveform[start : start + length]
 
     def cut_all(
         self, waveform: Float32[np.ndarray, "N"], sample_rate: int, clip: str
     ) -> list[Float32[np.ndarray, "C"]]:
         """All of a clip's crops, views."""
+        if self.before_resampling:
+            return np.split(waveform, self.count)
         numbers = range(self.distinct(len(waveform), sample_rate))
         return [self.cut(waveform, sample_rate, clip, number) for number in numbers]
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

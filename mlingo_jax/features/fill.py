@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings
+from mlingo_jax.data.audio import RECEPTIVE_FIELD
 from mlingo_jax.data.contents import UNKNOWN, Contents, changed, digest_audio, file_state
 from mlingo_jax.data.stored import Audio, Waveform, read_ahead
 from mlingo_jax.data.unreadable import LISTED, list_all, named, require_few
@@ -142,7 +142,7 @@ def _encode_missing(
 ) -> dict[str, str]:
     """Encodes this process's share, shard by shard; returns why each clip that cannot be read cannot."""
     own = todo[jax.process_index() :: jax.process_count()]
-    audio = AudioSettings(fingerprint.sample_rate, fingerprint.normalize, fingerprint.mixdown, fingerprint.resampling)
+    audio = fingerprint.audio_settings
     bad: dict[str, str] = {}
     with _Progress(len(clips), len(todo)) as progress:
         for start in range(0, len(own), shard_clips):
