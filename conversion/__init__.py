@@ -1,0 +1,1 @@
+"""The converters' commands by their short names; the code is in `mlingo_jax.conversion`."""

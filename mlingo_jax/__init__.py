@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    # Lazy: conversion imports mlingo_jax.models, and mlingo_jax.api imports conversion.
+    # Lazy: the API loads JAX and Flax, which a command's --help and its mistakes need not wait for.
     if name in __all__:
         from mlingo_jax import api
 

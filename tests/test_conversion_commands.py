@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from conversion import to_jax, to_pytorch
+from mlingo_jax.conversion import to_jax, to_pytorch
 from mlingo_jax.errors import UserError
 from mlingo_jax.weights.folders import carry, new_target
 from tests.tiny import tiny_llama, tiny_mert

@@ -15,7 +15,7 @@ from flax import nnx
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from conversion import to_jax
+from mlingo_jax.conversion import to_jax
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from conversion import to_jax, to_pytorch
+from mlingo_jax.conversion import to_jax, to_pytorch
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.runs.checkpoints import CheckpointState

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import transformers
 
-from conversion import to_jax, to_pytorch
+from mlingo_jax.conversion import to_jax, to_pytorch
 from mlingo_jax.errors import UserError
 from mlingo_jax.weights.checkpoints import read_checkpoint
 from mlingo_jax.weights.folders import RECORD

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mlingo_jax
-from conversion import to_pytorch
+from mlingo_jax.conversion import to_pytorch
 from mlingo_jax.data.prompt import PromptSettings
 from mlingo_jax.errors import UserError
 from mlingo_jax.runs.checkpoints import CheckpointState

@@ -16,8 +16,8 @@ import pytest
 import soundfile
 from safetensors.numpy import save_file
 
-from conversion import to_jax
 from mlingo_jax import caption, demo
+from mlingo_jax.conversion import to_jax
 from mlingo_jax.errors import UserError
 from mlingo_jax.flags import read_config
 from mlingo_jax.processes import Job, find_job

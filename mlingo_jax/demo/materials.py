@@ -11,7 +11,7 @@ from pathlib import Path
 
 import soundfile
 
-from conversion import to_jax
+from mlingo_jax.conversion import to_jax
 from mlingo_jax.demo.corpus import read_clips, write_corpus
 from mlingo_jax.demo.encoder import make_encoder
 from mlingo_jax.demo.language_model import make_language_model

@@ -38,7 +38,7 @@ def write_torch(path: Path, state: Mapping[str, Tensors] | Tensors) -> None:
     Raises:
         UserError: torch is not installed.
     """
-    torch = _import_torch(f"writing a {path.suffix} file")
+    torch = _import_torch("writing files of PyTorch")
 
     def made(part: Any) -> Any:
         is_tensor = isinstance(part, Tensor)

@@ -1,0 +1,1 @@
+"""Weights from PyTorch's layouts to JAX's and back."""
