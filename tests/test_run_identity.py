@@ -63,6 +63,19 @@ def test_a_run_whose_audio_has_changed_is_refused(run):
         train(config)
 
 
+def test_a_run_that_encodes_in_its_steps_is_refused_when_a_file_has_another_size(corpus, tmp_path):
+    """Its files are not read for it."""
+    own = shutil.copytree(corpus, tmp_path / "corpus")
+    values = short(own, tmp_path / "run") | {"data.encode_in_step": True, "steps": 1}
+    train(as_config(values))
+    for path in own.glob("*.wav"):
+        os.utime(path)
+    train(as_config(values))
+    soundfile.write(own / "1.wav", np.random.default_rng(9).normal(0, 0.1, 8000), 24000)
+    with pytest.raises(UserError, match=r"holds another run: data\.audio was '\w+', is '\w+'"):
+        train(as_config(values))
+
+
 def test_a_run_from_before_audio_had_digests_goes_on(run):
     config, _ = run
     path = Path(config.workdir, "run.json")
