@@ -3,7 +3,7 @@
     python -m benchmarks.plan_table --costs=plan.jsonl
 
 Compiles each distinct program once, minutes apiece, and keeps its costs in the file, so that the command resumes where
-it was stopped; prints the table of docs/performance.md. Needs both compilers (pip install 'mlingo_jax[cuda,tpu]'), and
+it was stopped; prints the table of docs/planning.md. Needs both compilers (pip install 'mlingo_jax[cuda,tpu]'), and
 neither devices nor weights.
 """
 

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--search", action="store_true", help="try the meshes of the machine's devices, best first")
     made.add_argument("--most", type=int, default=6, help="with --search: meshes compiled at most (default 6)")
     made.add_argument("--seconds", type=float, default=30.0, help="of audio in a clip, cached (default 30)")
-    made.add_argument("--clips", type=int, default=0, help="clips of the data set, for what encoding them once takes")
+    made.add_argument("--clips", type=int, default=0, help="clips of the dataset, for what encoding them once takes")
     made.add_argument("--rows", type=int, default=0, help="also plan answering so many questions at once")
     made.add_argument("--config", metavar="NAME", help="as of python -m mlingo_jax.train; and --config.FIELD=VALUE")
     return made

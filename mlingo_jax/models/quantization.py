@@ -4,7 +4,7 @@ A scale has its kernel's axes, as long as there are groups along each: a kernel 
 contracted over D, has in int8 the scale [1, 32, 128] (a group is all that makes one output) and in int4
 [128, 32, 128] (groups of 32 along D). So one rule of letters lays both out on a mesh, and shapes alone say how to
 quantise. The number of greatest magnitude in a group becomes the least integer, whichever its sign: all 16 values of
-int4 are used, where symmetric ones use 15 (ggml's Q4_0; error in docs/performance.md).
+int4 are used, where symmetric ones use 15 (ggml's Q4_0; error in docs/decisions.md).
 """
 
 import math
