@@ -179,6 +179,12 @@ def test_midi_caps(tmp_path, fluidsynth, monkeypatch, capsys):
     assert {line["split"] for line in read_lines(tmp_path / "made/manifest.jsonl")} == {"eval"}
 
 
+def test_a_scores_last_bar_has_its_chord(tmp_path):
+    score = Score(write_song(tmp_path / "song.mid", bars=5))
+    assert score.facts(0.0, score.seconds).chords == ("Am", "Dm", "E", "Am", "Am")
+    assert score.facts(0.0, score.seconds - 1).chords == ("Am", "Dm", "E", "Am")
+
+
 def test_a_tempo_that_changes_is_not_told(tmp_path):
     score = Score(write_song(tmp_path / "a.mid", slower=90))
     assert score.facts(0.0, 10.0).bpm == pytest.approx(BPM, abs=0.01)

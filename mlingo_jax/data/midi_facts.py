@@ -97,10 +97,10 @@ class Score:
         return round(float(here[0]), 2) if max(here) <= min(here) * (1 + _SAME_TEMPO) else None
 
     def _bars(self, start: float, end: float) -> Iterator[tuple[float, float]]:
-        """The whole bars between two moments."""
+        """The whole bars between two moments; the score's last one ends with its last note."""
         beats = [float(time) for time in self._midi.get_downbeats()]
-        for first, last in itertools.pairwise(beats):
-            if first >= start - 1e-3 and last <= end + 1e-3:
+        for first, last in itertools.pairwise([*beats, self.seconds]):
+            if first >= start - 1e-3 and first < last <= end + 1e-3:
                 yield first, last
 
     def _pitch_classes(self, start: float, end: float) -> Float[np.ndarray, " P"]:

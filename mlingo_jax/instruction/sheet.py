@@ -21,7 +21,8 @@ body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72r
 article {{ border: 1px solid #ddd; border-radius: 6px; padding: .8rem 1rem; margin: .8rem 0 }}
 h1 {{ font-size: 1.3rem }} .where {{ color: #777; font-size: .85rem }} .question {{ font-weight: 600; margin: .3rem 0 }}
 .known {{ color: #555; background: #f6f6f4; padding: .5rem .7rem; white-space: pre-wrap; margin: .5rem 0 }}
-label {{ margin-right: 1.2rem; white-space: nowrap; display: inline-block }} button {{ font: inherit; padding: .3rem .9rem }}
+label {{ margin-right: 1.2rem; white-space: nowrap; display: inline-block }}
+button {{ font: inherit; padding: .3rem .9rem }}
 </style></head><body>
 <h1>{count} pairs to check</h1>
 <p>Tick what holds: <b>clear</b> (one understands what is asked), <b>feasible</b> (somebody who hears the music can
