@@ -5,8 +5,7 @@ Axes: B rows, L positions in a row, M (or K) music tokens, N samples, D encoder 
 
 import dataclasses
 import warnings
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from hashlib import sha256
@@ -28,13 +27,18 @@ from mlingo_jax.data.resampling import Resampling
 from mlingo_jax.data.tokenizer import read_eos
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import AudioEncoder
-from mlingo_jax.inference import generate as inference
+from mlingo_jax.inference.answering import answers, text
+from mlingo_jax.inference.beams import Beams
+from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Answer, Options
-from mlingo_jax.inference.sampling import row_keys
+from mlingo_jax.inference.layout import layout, most_rows
+from mlingo_jax.inference.programs import Networks
+from mlingo_jax.inference.prompts import about_clip, by_clip, salt_of
+from mlingo_jax.inference.requests import Request
 from mlingo_jax.inference.stopping import StopRule, stop_rule
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
-from mlingo_jax.models.musilingo import embed_rows, token_log_probs
+from mlingo_jax.models.musilingo import token_log_probs
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.runs.folder import read_run, run_of
 from mlingo_jax.training.run import require_towers
@@ -88,7 +92,7 @@ class MusiLingo:
         questions, answers = _one_each(clips, questions, "questions"), _one_each(clips, answers, "answers")
         features = self.encode(clips)
         rows = [self.prompt.row(q, a, f.shape[-2]) for q, a, f in zip(questions, answers, features, strict=True)]
-        self._check_context(rows, 0)
+        self._check_context([len(row.tokens) for row in rows], 0)
         with self._on_mesh():
             log_probs = np.asarray(_log_probs(self._graphdefs, self._params, *self._batch(rows, features)))
         return [scores[: len(row.tokens)][row.loss_weights > 0] for scores, row in zip(log_probs, rows, strict=False)]
@@ -121,9 +125,17 @@ class MusiLingo:
         self, clips: Sequence[Clip], questions: str | Sequence[str], options: Options | None = None, *, seed: int = 0
     ) -> list[Answer]:
         """What `answer` gives, with each answer's tokens and the reason why it ended."""
-        prompts = self._prompts(clips, questions, options or Options(), seed)
-        with self._on_mesh():
-            return inference.generate(self.llm.graphdef, self.llm.params, **prompts)[: len(clips)]
+        options, questions = options or Options(), _one_each(clips, questions, "questions")
+        waveforms = self._waveforms(clips)
+        features = self._encode(waveforms)
+        requests = [
+            self.request(f, q, options, clip=_digest(w), salt=salt_of(q, w), seed=seed)
+            for f, q, w in zip(features, questions, waveforms, strict=True)
+        ]
+        self._check_lengths(requests)
+        order = by_clip(requests)
+        found = dict(answers(self.writer(requests, at_most=len(requests)), (requests[i] for i in order)))
+        return [found[place] for place in np.argsort(order)]
 
     def stream(
         self,
@@ -139,9 +151,52 @@ class MusiLingo:
     ) -> Iterator[str]:
         """The answer in pieces, as it is written; put together they are what `answer` gives for this clip alone."""
         options = Options(max_new_tokens, temperature, top_k, top_p, num_beams)
-        prompts = self._prompts([clip], [question], options, seed)
-        with self._on_mesh():
-            yield from inference.stream(self.llm.graphdef, self.llm.params, **prompts)
+        waveform = self._waveforms([clip])[0]
+        features = self._encode([waveform])[0]
+        salt = salt_of(question, waveform)
+        request = self.request(features, question, options, clip=_digest(waveform), salt=salt, seed=seed)
+        self._check_lengths([request])
+        yield from text(self.writer([request], at_most=1), request)
+
+    def request(
+        self,
+        features: Float[np.ndarray, "..."],
+        question: str,
+        options: Options,
+        *,
+        clip: Hashable,
+        salt: int,
+        seed: int = 0,
+    ) -> Request:
+        """A question for a `writer`, about music features as `encode` gives them.
+
+        Requests about one clip, told apart by `clip`, share the reading of its music. Draws depend on seed and salt.
+        """
+        return about_clip(self.prompt, question, features, options, clip=clip, salt=salt, seed=seed)
+
+    def writer(self, like: Sequence[Request], *, rows: int | None = None, at_most: int | None = None) -> Engine | Beams:
+        """What answers requests: an engine, or for options with several beams, a search.
+
+        Args:
+            like: requests that it shall have room for from the start, with the options of all.
+            rows: answers written at once; by default what the devices' memory holds.
+            at_most: as many requests as will come at all, if that is known.
+        """
+        needed = {
+            "prefix": max(64, *(len(r.prefix.tokens) for r in like)),
+            "question": max(64, *(len(r.question.tokens) for r in like)),
+            "answer": max(r.options.max_new_tokens for r in like),
+        }
+        opening, networks = self.prompt.opening, Networks(self.llm.graphdef, self.adapter_graph)
+        one = layout(1, len(opening), **needed)
+        if rows is None:
+            item = jnp.dtype(self.llm.identity["dtype"]).itemsize
+            rows = most_rows(self.llm.config, one, item, self.mesh)
+            rows = rows if at_most is None else min(rows, 1 << (at_most - 1).bit_length())
+        if like[0].options.num_beams > 1:
+            return Beams(networks, self._params, rows, opening, self._stop_rule(), self.mesh)
+        sizes = layout(rows, len(opening), **needed)
+        return Engine(networks, self._params, sizes, opening, self._stop_rule(), self.mesh)
 
     def __repr__(self) -> str:
         widths = f"{self.encoder.config.embed_dim} to {self.llm.config.embed_dim}"
@@ -159,42 +214,27 @@ class MusiLingo:
 
     def _encode(self, waveforms: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
         # A clip asked several questions is encoded once.
-        keys = [sha256(w.data).digest() for w in waveforms]
+        keys = [_digest(w) for w in waveforms]
         distinct = dict(zip(keys, waveforms, strict=True))
         with self._on_mesh():
             features = dict(zip(distinct, self.encoder(list(distinct.values())), strict=True))
         return [features[key] for key in keys]
 
-    def _prompts(
-        self, clips: Sequence[Clip], questions: str | Sequence[str], options: Options, seed: int
-    ) -> dict[str, Any]:
-        """What `inference.generate` and `stream` take, after the language model."""
-        questions = _one_each(clips, questions, "questions")
-        waveforms = self._waveforms(clips)
-        features = self._encode(waveforms)
-        rows = [self.prompt.row(q, None, f.shape[-2]) for q, f in zip(questions, features, strict=True)]
-        self._check_context(rows, options.max_new_tokens)
-        batch, music = self._batch(rows, features)
-        salts = [zlib.crc32(q.encode(), zlib.crc32(w.data)) for q, w in zip(questions, waveforms, strict=True)]
-        salts += [0] * (len(batch["tokens"]) - len(salts))
-        with self._on_mesh():
-            embeddings = _embed(self._graphdefs, self._params, batch["tokens"], batch["music_index"], music)
-        return {
-            "embeddings": embeddings,
-            "positions": jnp.asarray(batch["positions"]),
-            "segments": jnp.asarray(batch["segments"]),
-            "rule": self._stop_rule(),
-            "options": options,
-            "keys": row_keys(seed, np.array(salts, np.uint32)),
-        }
-
     @cached_property
-    def _context(self) -> int | None:
+    def context(self) -> int | None:
+        """How many tokens the language model was made for, if its folder says."""
         return read_context(self.llm.folder)
 
-    def _check_context(self, rows: Sequence[Row], new: int) -> None:
+    def _check_lengths(self, requests: Sequence[Request]) -> None:
+        opening = len(self.prompt.opening)
+        self._check_context(
+            [opening + len(r.prefix.tokens) + len(r.question.tokens) for r in requests],
+            requests[0].options.max_new_tokens,
+        )
+
+    def _check_context(self, lengths: Sequence[int], new: int) -> None:
         """Warns if a row with as many new tokens is longer than the language model was made for."""
-        context, longest = self._context, max(len(row.tokens) for row in rows) + new
+        context, longest = self.context, max(lengths) + new
         if context is not None and longest > context:
             # Rounded up: of many batches, each a little longer, not every one has to be told.
             warnings.warn(
@@ -318,6 +358,10 @@ def _tower_of(run: Mapping[str, Any], name: str, source: str | Path) -> str:
     return folder
 
 
+def _digest(waveform: Float[np.ndarray, "_"]) -> bytes:
+    return sha256(waveform.data).digest()
+
+
 def _round_up(tokens: int) -> int:
     return -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
 
@@ -339,12 +383,6 @@ def _one_each(clips: Sequence[Clip], texts: str | Sequence[str], name: str) -> l
     if len(texts) != len(clips):
         raise UserError(f"{name}: expected one for each of {counted(len(clips), 'clip')}, found {len(texts)}")
     return texts
-
-
-@partial(jax.jit, static_argnums=0)
-def _embed(graphdefs: Any, params: Any, tokens: Array, music_index: Array, music: Array) -> Float[Array, "B L E"]:
-    llm, adapter = _merge(graphdefs, params)
-    return embed_rows(llm, tokens, music_index, adapter(music))
 
 
 @partial(jax.jit, static_argnums=0)

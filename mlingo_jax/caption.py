@@ -1,22 +1,18 @@
-"""Asks a question about audio files: `python -m mlingo_jax.caption FILES_OR_FOLDERS --question ... --output out.jsonl`.
+"""Asks questions about audio files: `python -m mlingo_jax.caption FILES_OR_FOLDERS --question ... --output out.jsonl`.
 
-One line of JSON per file: file, question, answer, finish_reason (stop, eos, length), seconds of audio; or file,
-question and error for a file that cannot be read, while the rest continues. Started again, it resumes where it stopped.
-Exits with 0 if every file is answered, with 1 if one cannot be read.
+One line of JSON, or row of Parquet, per file and question: file, question, answer, finish_reason (stop, eos, length),
+seconds of audio; or file, question and error for a file that cannot be read, while the rest continues. Started again,
+it resumes where it stopped. Exits with 1 if more than --max_bad_fraction of the files cannot be read.
 
-Several processes deal the files out; each answers its own on its own device, the first one writes all answers.
+Several processes take files from one common order, each on all of its devices; the first one writes all answers.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-
-from tqdm import tqdm
 
 from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
@@ -24,9 +20,9 @@ from mlingo_jax.wording import counted
 
 if TYPE_CHECKING:
     from mlingo_jax.api import MusiLingo
-    from mlingo_jax.data.stored import Waveform
-    from mlingo_jax.inference.answer_file import AnswerFile
-    from mlingo_jax.inference.generate import Options
+    from mlingo_jax.captioning.catalogue import Totals
+    from mlingo_jax.captioning.plan import Plan
+    from mlingo_jax.captioning.tracks import Tracks
 
 DEMO = Path("runs/demo")
 # How the reference implementation's two scripts draw; top_k is the default of its transformers.
@@ -38,112 +34,130 @@ LIKE: dict[str, dict[str, Any]] = {
 
 def main() -> int:
     arguments = _parse()
-    from mlingo_jax.data.search import find_audio
-    from mlingo_jax.files import exclusive_lock
-    from mlingo_jax.inference.answer_file import AnswerFile, check_output
-    from mlingo_jax.inference.generate import Options
+    from mlingo_jax.captioning.catalogue import Sidecars, answer_catalogue
+    from mlingo_jax.inference.answer_file import check_output
     from mlingo_jax.processes import broadcast, initialize, is_primary
 
     initialize()
+    plan = _plan(arguments)
+    tracks, left_out = _tracks(arguments) if is_primary() else (None, "")
+    if is_primary() and arguments.output.suffix != ".parquet":
+        check_output(arguments.output)
+    model = _load(arguments)
+    sidecars = Sidecars(arguments.overwrite_sidecars) if arguments.sidecar or arguments.overwrite_sidecars else None
+    with contextlib.ExitStack() as stack:
+        output = None if tracks is None else stack.enter_context(_output(arguments, tracks, plan, model))
+        totals = answer_catalogue(model, tracks, plan, output, rows=arguments.rows, sidecars=sidecars)
+    if tracks is not None:
+        print(*filter(None, (_said(arguments.output, totals), left_out)), sep="\n", file=sys.stderr)
+    return broadcast(1 if totals.failed > arguments.max_bad_fraction * totals.files else 0)
+
+
+def _plan(arguments: argparse.Namespace) -> "Plan":
+    """What is asked, checked."""
+    from mlingo_jax.captioning.plan import Plan
+    from mlingo_jax.inference.generate import Options
+
     options = Options(
         arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, arguments.num_beams
     )
-    if arguments.batch_size < 1:
-        raise UserError(f"batch_size is {arguments.batch_size}; expected at least 1")
-    # What the first process finds holds for all: a folder can change meanwhile.
+    questions = list(arguments.question or ())
+    if arguments.questions:
+        questions += _read_questions(arguments.questions)
+    fields = _fields(arguments)
+    checks = {
+        "--question, --questions or --fields": (bool(questions or fields), "nothing", "something to ask"),
+        "rows": (arguments.rows is None or arguments.rows >= 1, arguments.rows, "at least 1"),
+        "sections": (arguments.sections is None or arguments.sections > 0, arguments.sections, "seconds above 0"),
+        "max_bad_fraction": (0 <= arguments.max_bad_fraction <= 1, arguments.max_bad_fraction, "from 0 to 1"),
+        "least_likely": (0 <= arguments.least_likely <= 1, arguments.least_likely, "from 0 to 1"),
+        "summary": (not arguments.summary or arguments.sections is not None, "given", "--sections with it"),
+        "fields": (not fields or options.num_beams == 1, "given with beams", "--num_beams 1: beams tell no likelihood"),
+    }
+    for name, (holds, found, expected) in checks.items():
+        if not holds:
+            raise UserError(f"{name} is {found}; expected {expected}")
+    return Plan(
+        questions=tuple(dict.fromkeys(questions)),
+        fields=tuple(fields.items()),
+        least_likely=arguments.least_likely,
+        sections=arguments.sections,
+        summary=arguments.summary,
+        options=options,
+        seed=arguments.seed,
+    )
+
+
+def _read_questions(file: Path) -> list[str]:
+    try:
+        found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as questions, one a line ({error})") from error
+    if not found:
+        raise UserError(f"{file}: holds no question; give one a line")
+    return found
+
+
+def _fields(arguments: argparse.Namespace) -> dict[str, str]:
+    """The short questions by the fields' names."""
+    from mlingo_jax.captioning.plan import FIELD_QUESTIONS
+
+    fields: dict[str, str] = {}
+    for name in filter(None, (arguments.fields or "").split(",")):
+        if name not in FIELD_QUESTIONS:
+            raise UserError(
+                f"--fields: no question is known for {name!r}, only for {', '.join(FIELD_QUESTIONS)}; give "
+                f"--field '{name}=QUESTION'"
+            )
+        fields[name] = FIELD_QUESTIONS[name]
+    for given in arguments.field or ():
+        name, equals, question = given.partition("=")
+        if not (name and equals and question):
+            raise UserError(f"--field {given!r}: expected NAME=QUESTION")
+        fields[name] = question
+    return fields
+
+
+def _tracks(arguments: argparse.Namespace) -> "tuple[Tracks, str]":
+    """The files to ask about, and what was left out of folders, in words."""
+    from mlingo_jax.captioning.tracks import Files, read_list
+    from mlingo_jax.data.search import find_audio
+
+    if bool(arguments.paths) == bool(arguments.files):
+        raise UserError("give audio files or folders, or a list of them with --files: one of the two")
+    if arguments.files:
+        return read_list(arguments.files, arguments.path_column, arguments.id_column), ""
     found = find_audio(arguments.paths)
-    files = broadcast(found.files)
-    if is_primary():
-        check_output(arguments.output)
-    model = _load(arguments)
-    asked = {(file, arguments.question) for file in files}
-    lock = arguments.output.with_name(f".{arguments.output.name}.lock")
-    with contextlib.ExitStack() as stack:
-        output, todo = None, []
-        if is_primary():
-            busy = f"{arguments.output}: another process is writing to it; wait for it, or give another --output"
-            stack.enter_context(exclusive_lock(lock, busy))
-            settings = _settings(model, options, arguments.seed)
-            output = stack.enter_context(AnswerFile(arguments.output, settings, asked))
-            todo = [file for file in files if (file, arguments.question) not in output.done]
-        todo = broadcast(todo)
-        failed = caption(model, todo, arguments.question, options, arguments.seed, arguments.batch_size, output)
-    if output is None:
-        return 1 if failed else 0
-    answered = f"{len(files) - failed} of {counted(len(files), 'file')} answered"
-    already = f", {len(files) - len(todo)} of them before" if len(todo) < len(files) else ""
-    errors = f"; {failed} cannot be read: see the lines with an error" if failed else ""
-    print(f"{arguments.output}: {answered}{already}{errors}", file=sys.stderr)
-    if left_out := found.left_out():
-        print(left_out, file=sys.stderr)
-    return 1 if failed else 0
+    return Files(found.files), found.left_out()
 
 
-def caption(
-    model: "MusiLingo",
-    files: Sequence[str],
-    question: str,
-    options: "Options",
-    seed: int,
-    batch_size: int,
-    output: "AnswerFile | None",
-) -> int:
-    """Writes a line for each file, in their order; audio is decoded ahead while the model works.
+@contextlib.contextmanager
+def _output(arguments: argparse.Namespace, tracks: "Tracks", plan: "Plan", model: "MusiLingo"):
+    """The file or folder of answers, this process's alone."""
+    from mlingo_jax.captioning.catalogue import asked
+    from mlingo_jax.captioning.parquet_file import ParquetAnswers
+    from mlingo_jax.files import exclusive_lock
+    from mlingo_jax.inference.answer_file import AnswerFile
 
-    Of several processes each answers a batch at a time, and the one with the output writes them all.
-
-    Returns the number of files that cannot be read.
-    """
-    import jax
-
-    from mlingo_jax.data.stored import read_ahead
-    from mlingo_jax.processes import all_gather
-
-    shares = deal(files, batch_size, jax.process_index(), jax.process_count())
-    own = {file: Path(file) for share in shares for file in share}
-    waveforms = read_ahead(own, model.encoder.audio, model.encoder.config.receptive_field)
-    failed = 0
-    with tqdm(total=len(files), desc="answering", unit="file", disable=True if output is None else None) as bar:
-        for share in shares:
-            answers = _answer(model, list(islice(waveforms, len(share))), question, options, seed)
-            lines = list(chain.from_iterable(all_gather(answers)))
-            if output is not None:
-                for line in lines:
-                    output.write(line)
-            failed += sum("error" in line for line in lines)
-            bar.update(len(lines))
-    return failed
-
-
-def deal(files: Sequence[str], batch_size: int, process: int, processes: int) -> list[Sequence[str]]:
-    """A process's batches: all take one after the other, in the files' order; of the last ones some are empty."""
-    starts = range(process * batch_size, len(files) + process * batch_size, processes * batch_size)
-    return [files[start : start + batch_size] for start in starts]
-
-
-def _answer(
-    model: "MusiLingo",
-    batch: "Sequence[tuple[str, Waveform | UserError]]",
-    question: str,
-    options: "Options",
-    seed: int,
-) -> list[dict[str, Any]]:
-    """The lines of a batch of files, each an answer or the reason why there is none."""
-    rate = model.encoder.audio.sample_rate
-    encoded = {file: (waveform, rate) for file, waveform in batch if not isinstance(waveform, UserError)}
-    answers = model.generate(list(encoded.values()), question, options, seed=seed) if encoded else []
-    by_file = dict(zip(encoded, answers, strict=True))
-    lines = []
-    for file, waveform in batch:
-        line: dict[str, Any] = {"file": file, "question": question}
-        if isinstance(waveform, UserError):
-            line["error"] = str(waveform)
+    path, settings = arguments.output, _settings(model, plan)
+    busy = f"{path}: another process is writing to it; wait for it, or give another --output"
+    with exclusive_lock(path.with_name(f".{path.name}.lock"), busy):
+        if path.suffix == ".parquet":
+            names, sections = [name for name, _ in plan.fields], plan.sections is not None
+            output = ParquetAnswers(path, settings, asked(tracks, plan), fields=names, sections=sections)
         else:
-            line["answer"] = by_file[file].text
-            line["finish_reason"] = by_file[file].finish_reason
-            line["seconds"] = round(len(waveform) / rate, 3)
-        lines.append(line)
-    return lines
+            output = AnswerFile(path, settings, asked(tracks, plan))
+        with output:
+            yield output
+
+
+def _said(output: Path, totals: "Totals") -> str:
+    answered = f"{totals.files - totals.failed} of {counted(totals.files, 'file')} answered"
+    already = f", {totals.before} of them before" if totals.before else ""
+    errors = f"; {totals.failed} cannot be read: see the lines with an error" if totals.failed else ""
+    left = totals.sidecars_left
+    texts = f"; {counted(left, 'other text file')} left alone (--overwrite_sidecars replaces)" if left else ""
+    return f"{output}: {answered}{already}{errors}{texts}"
 
 
 def _parse() -> argparse.Namespace:
@@ -157,43 +171,53 @@ def _parse() -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mlingo_jax.caption",
-        description="Asks a question about audio files and writes the answers as jsonl. Started again, it resumes.",
+        description="Asks questions about audio files and writes the answers. Started again, it resumes.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add(
+    add = parser.add_argument_group("what is asked").add_argument
+    parser.add_argument(
         "paths",
-        nargs="+",
+        nargs="*",
         metavar="FILES_OR_FOLDERS",
         help="audio files; folders are searched at all levels, by extension; what a file is, its content says",
     )
-    add("--question", required=True, help="what to ask about each file")
-    add("--output", required=True, type=Path, metavar="OUT.jsonl", help="one line per file is appended here")
+    add("--question", action="append", help="what to ask about each file; may be given again and again")
+    add("--questions", type=Path, metavar="FILE", help="a text file of questions, one a line")
+    add("--fields", metavar="NAMES", help="short questions that make one object a file: genre,tempo,key,mood,...")
+    add("--field", action="append", metavar="NAME=QUESTION", help="a field with a question of your own")
+    add("--least_likely", type=float, default=0.0, metavar="P", help="fields of a lower likelihood are null")
+    add("--sections", type=float, metavar="SECONDS", help="ask about successive windows of each file")
+    add("--summary", action="store_true", help="with --sections: one answer for the whole, made of the sections'")
+    add = parser.add_argument_group("files").add_argument
+    add("--files", type=Path, metavar="LIST", help="a list of files: text, one (or ID<tab>FILE) a line, or Parquet")
+    add("--path_column", default="path", help="of a Parquet list (default %(default)s)")
+    add("--id_column", help="of a Parquet list; ids come with the answers")
+    add("--output", required=True, type=Path, metavar="OUT", help="answers are appended to OUT.jsonl or OUT.parquet")
+    add("--sidecar", action="store_true", help="also write song.txt beside song.mp3; other texts there are left alone")
+    add("--overwrite_sidecars", action="store_true", help="write it over them")
+    add("--max_bad_fraction", type=float, default=0.0, help="exit with 0 if no more files cannot be read (default 0)")
+    add = parser.add_argument_group("model").add_argument
     add("--adapter", help=f"a training run's folder, MusiLingo folder or .pth; by default {DEMO} if that is there")
     add("--mert", help="the encoder: a folder or hub id; by default the adapter's own")
     add("--llm", help="the language model: a folder or hub id; by default the adapter's own")
     add("--dtype", choices=("bfloat16", "float32"), help="by default float32 on a CPU, bfloat16 elsewhere")
     add("--resampling", choices=("soxr", "sinc_hann"), help="of audio: by soxr, or exactly as torchaudio does")
-    add("--quantization", choices=("none", "int8", "int4"), help="of the language model; by default the adapter's own")
     add("--mixdown", choices=("mean", "left"), default="mean", help="of several channels: their mean, or the first one")
+    add("--quantization", choices=("none", "int8", "int4"), help="of the language model; by default the adapter's own")
     add(
+        "--rows",
         "--batch_size",
         type=int,
-        default=8,
-        help="files answered at once (default %(default)s); no answer depends on it",
+        help="answers written at once, by default what the memory holds; no answer depends on it",
     )
+    add = parser.add_argument_group("answers").add_argument
     add("--max_new_tokens", type=int, default=300, help="an answer's greatest length (default %(default)s)")
     add(
         "--like",
         choices=tuple(LIKE),
         help="draw as MusiLingo's own qa.py (temperature 0.1, top_k 50, top_p 0.5) or its demo (1, 50, 0.9)",
     )
-    add(
-        "--temperature",
-        type=float,
-        default=0.0,
-        help="0, the default, takes the most probable token; above, one is drawn",
-    )
+    add("--temperature", type=float, default=0.0, help="0, the default: the most probable token; above, one is drawn")
     add("--top_k", type=int, help="draw from the k most probable tokens only")
     add("--top_p", type=float, help="draw from the smallest set of tokens that holds this probability")
     add("--num_beams", type=int, default=1, help="above 1, beam search (default %(default)s)")
@@ -214,15 +238,18 @@ def _load(arguments: argparse.Namespace) -> "MusiLingo":
     import jax
 
     import mlingo_jax
+    from mlingo_jax.training.sharding import local_mesh
 
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    # One row of an answer needs one device: all that this process has share the rows out.
+    mesh = local_mesh() if jax.local_device_count() > 1 else None
     towers = {"mert": arguments.mert, "llm": arguments.llm, "quantization": arguments.quantization}
     decoding = {"mixdown": arguments.mixdown, "resampling": arguments.resampling}
-    return mlingo_jax.load(**towers, **decoding, adapter=adapter, dtype=dtype)
+    return mlingo_jax.load(**towers, **decoding, adapter=adapter, dtype=dtype, mesh=mesh)
 
 
-def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, Any]:
-    """All that the answers depend on, for the output's settings file."""
+def _settings(model: "MusiLingo", plan: "Plan") -> dict[str, Any]:
+    """All that an answer depends on, for the output's settings file; more questions may be asked later."""
     from mlingo_jax.weights.checksum import weights_checksum
 
     return {
@@ -234,8 +261,12 @@ def _settings(model: "MusiLingo", options: "Options", seed: int) -> dict[str, An
         "mixdown": None if model.encoder.audio.mixdown == "mean" else model.encoder.audio.mixdown,
         "resampling": None if model.encoder.audio.resampling == "soxr" else model.encoder.audio.resampling,
         "prompt": dataclasses.asdict(model.prompt.settings),
-        **dataclasses.asdict(options),
-        "seed": seed if options.temperature > 0 else None,
+        **dataclasses.asdict(plan.options),
+        "seed": plan.seed if plan.options.temperature > 0 else None,
+        "fields": dict(plan.fields),
+        "least_likely": plan.least_likely,
+        "sections": plan.sections,
+        "summary": plan.summary,
     }
 
 

@@ -188,6 +188,46 @@ def broadcast(value: Any) -> Any:
     return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
 
 
+class Board:
+    """Where processes leave JSON values for one another without waiting: the key-value store of the coordinator.
+
+    Keys are a path of two names; each is put once. JAX has the store, but gives no public way to it; Orbax goes this
+    way too.
+    """
+
+    def __init__(self):
+        from jax._src import distributed
+
+        self._client: Any = distributed.global_state.client
+
+    def put(self, key: str, value: Any) -> None:
+        """Leaves a value."""
+        self._client.key_value_set(f"mlingo/{key}", json.dumps(value))
+
+    def take(self, key: str) -> Any:
+        """Takes a value away, once it is there. If another process has ended, the job's watch ends this one too."""
+        while True:
+            try:
+                value = self._client.blocking_key_value_get(f"mlingo/{key}", 60_000)
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            else:
+                self._client.key_value_delete(f"mlingo/{key}")
+                return json.loads(value)
+
+    def take_all(self, folder: str) -> list[Any]:
+        """The values that are there under keys `folder/…`, which are taken away."""
+        found = self._client.key_value_dir_get(f"mlingo/{folder}")
+        for key, _ in found:
+            self._client.key_value_delete(key)
+        return [json.loads(value) for _, value in found]
+
+    def next(self, counter: str) -> int:
+        """0 for the first process that asks, 1 for the second, and so on."""
+        return self._client.key_value_increment(f"mlingo/{counter}", 1) - 1
+
+
 def peer_failure(error: Exception) -> str | None:
     """One line for an error that shows no more than that another process is gone; None for any other error."""
     if not jax.distributed.is_initialized() or not _GONE.search(str(error)):

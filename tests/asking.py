@@ -17,7 +17,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from mlingo_jax.inference.engine import Engine, answers
+from mlingo_jax.inference.answering import answers
+from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Answer, Options
 from mlingo_jax.inference.layout import Layout, layout
 from mlingo_jax.inference.programs import Networks
@@ -48,10 +49,10 @@ def tiny_rule(folder: Path) -> StopRule:
     return stop_rule(tiny_tokenizer(folder), (), EOS, LLAMA["vocab_size"])
 
 
-def tiny_layout(rows: int, *, answer: int = LONGEST) -> Layout:
+def tiny_layout(rows: int, *, question: int = 16) -> Layout:
     """Of prompts three are read at once, which is never all that there are."""
     return dataclasses.replace(
-        layout(rows, len(OPENING), prefix=16, question=16, answer=answer), admitted=3, prefixes=6
+        layout(rows, len(OPENING), prefix=16, question=question, answer=LONGEST), admitted=3, prefixes=6
     )
 
 

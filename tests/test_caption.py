@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 import mlingo_jax
 from mlingo_jax import caption
 from mlingo_jax.errors import UserError
-from mlingo_jax.inference.answer_file import AnswerFile
+from mlingo_jax.inference.answer_file import AnswerFile, key
 from tests.tiny import tiny_llama, tiny_mert
 
 QUESTION = "What plays? – »leise«"
@@ -61,7 +61,7 @@ SECONDS = {"a.wav": 1.0, "b.FLAC": 0.4, "deeper/c.ogg": 0.7, "deeper/down/d.mp3"
 
 
 def run(monkeypatch, *arguments: str | Path, question: str = QUESTION) -> int:
-    words = ["caption", *map(str, arguments), "--question", question, "--max_new_tokens=6", "--batch_size=3"]
+    words = ["caption", *map(str, arguments), "--question", question, "--max_new_tokens=6", "--rows=3"]
     monkeypatch.setattr(sys, "argv", words)
     return caption.main()
 
@@ -101,7 +101,7 @@ def test_a_command_that_is_killed_goes_on_where_it_was(model, music, whole, tmp_
     output = tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "mlingo_jax.caption", music, *model, "--output", output, "--question", QUESTION]
     root = Path(__file__).parents[1]
-    process = subprocess.Popen([*command, "--max_new_tokens=6", "--batch_size=1"], cwd=root, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*command, "--max_new_tokens=6", "--rows=1"], cwd=root, stderr=subprocess.PIPE)
     while process.poll() is None and not (output.exists() and output.stat().st_size):
         time.sleep(0.005)
     process.kill()
@@ -167,7 +167,7 @@ def test_file_names_that_are_not_text_survive(tmp_path):
         output.write({"file": name, "question": "ü", "answer": "音"})
     assert "ü" in (tmp_path / "out.jsonl").read_text()
     with AnswerFile(tmp_path / "out.jsonl", {}, set()) as output:
-        assert output.done == {(name, "ü")}
+        assert output.done == {key(name, "ü")}
 
 
 def test_without_an_adapter_the_demo_s_is_taken_if_there_is_one(model, music, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_without_an_adapter_the_demo_s_is_taken_if_there_is_one(model, music, tm
     ("arguments", "message"),
     [
         (["--num_beams=2", "--temperature=1"], "beam search does not draw"),
-        (["--batch_size=0"], "batch_size is 0"),
+        (["--rows=0"], "rows is 0"),
         ([], "no audio file in this folder"),
     ],
 )

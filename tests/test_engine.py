@@ -16,18 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlingo_jax.inference import programs
-from mlingo_jax.inference.engine import Engine, answers
-from mlingo_jax.inference.generate import Answer, Options, generate
+from mlingo_jax.inference.answering import answers
+from mlingo_jax.inference.engine import Engine
+from mlingo_jax.inference.generate import Answer, Options
 from mlingo_jax.inference.layout import Layout, layout, row_bytes
-from mlingo_jax.inference.requests import Request, cut
-from mlingo_jax.inference.sampling import row_keys
+from mlingo_jax.inference.requests import Piece, Request, cut, whole
 from mlingo_jax.inference.stopping import StopRule
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import embed_rows
 from tests.asking import (
     CLIPS,
-    LONGEST,
     OPENING,
     in_order,
     make_engine,
@@ -69,28 +68,25 @@ def alone(networks, rule, requests) -> list[Answer]:
     return [in_order(engine, [request])[0] for request in requests]
 
 
-def test_answers_are_those_of_the_prompt_read_as_a_whole(networks, rule, requests, alone):
-    """Against the one batch that reads whole prompts and writes to the end."""
+def test_an_answer_is_that_of_one_pass_over_the_whole_prompt(networks, requests, alone):
+    """Greedy answers: each token is the most probable one behind all before it, without a cache or a cut."""
     llm, adapter = networks
-    some, positions = requests[:50], 64
-    tokens, index = np.zeros((len(some), positions), np.int32), np.full((len(some), positions), -1, np.int32)
-    positions, segments = np.zeros((2, len(some), positions), np.int32)
-    music = np.zeros((len(some), CLIPS, 8), np.float32)
-    for i, r in enumerate(some):
-        whole = [*OPENING, *r.prefix.tokens, *r.question.tokens]
-        tokens[i, : len(whole)] = whole
-        index[i, len(OPENING) : len(OPENING) + len(r.prefix.tokens)] = r.prefix.music_index
-        positions[i, : len(whole)], segments[i, : len(whole)] = np.arange(len(whole)), 1
-        music[i, : len(r.prefix.music)] = r.prefix.music
+    greedy = [(r, a) for r, a in zip(requests, alone, strict=True) if r.options.temperature == 0][:20]
+    places = 64
+    tokens, index = np.zeros((len(greedy), places), np.int32), np.full((len(greedy), places), -1, np.int32)
+    music = np.zeros((len(greedy), CLIPS, 8), np.float32)
+    for i, (r, answer) in enumerate(greedy):
+        prompt = whole(r, OPENING)
+        length = len(prompt.tokens)
+        tokens[i, : length + len(answer.tokens)] = [*prompt.tokens, *answer.tokens]
+        index[i, :length] = prompt.music_index
+        music[i, : len(prompt.music)] = prompt.music
     embeddings = embed_rows(llm, jnp.asarray(tokens), jnp.asarray(index), adapter(jnp.asarray(music)))
-    graph, params = nnx.split(llm, nnx.Param)
-    keys = row_keys(3, np.array([r.salt for r in some], np.uint32))
-    for i in [next(i for i, r in enumerate(some) if r.options.temperature == 0), *range(10)]:
-        options = some[i].options
-        rows = (embeddings[i : i + 1], jnp.asarray(positions[i : i + 1]), jnp.asarray(segments[i : i + 1]))
-        long = Options(LONGEST, options.temperature, options.top_k, options.top_p)
-        found = generate(graph, nnx.to_pure_dict(params), *rows, rule=rule, options=long, keys=keys[i : i + 1])[0]
-        assert alone[i].tokens == found.tokens[: options.max_new_tokens]
+    positions = jnp.broadcast_to(jnp.arange(places), tokens.shape)
+    likeliest = llm.logits(llm(embeddings, positions, jnp.ones_like(positions))).argmax(-1)
+    for row, (r, answer) in zip(likeliest, greedy, strict=True):
+        first = len(whole(r, OPENING).tokens) - 1
+        assert tuple(row[first : first + len(answer.tokens)].tolist()) == answer.tokens
 
 
 def test_two_hundred_requests_are_answered_as_each_alone(engine, requests, alone):
@@ -160,7 +156,7 @@ def test_each_clip_is_read_once_for_all_its_questions(networks, rule):
 
 
 def test_a_request_too_large_waits_for_the_rows_and_has_them_grow(networks, rule, requests, alone):
-    engine = make_engine(networks, rule, tiny_layout(8, answer=8))
+    engine = make_engine(networks, rule, tiny_layout(8, question=8))
     assert in_order(engine, requests[:30]) == alone[:30]
     assert engine.layout == tiny_layout(8)
 
@@ -198,8 +194,26 @@ def test_on_a_mesh_of_eight_the_answers_are_the_same(requests, alone):
     command = [sys.executable, "-m", "tests.asking", "2x2x2"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = [Answer(**{**answer, "tokens": tuple(answer["tokens"])}) for answer in json.loads(done.stdout)]
-    assert found == alone[:100]
+    found = [(answer["text"], answer["finish_reason"], tuple(answer["tokens"])) for answer in json.loads(done.stdout)]
+    assert found == [(answer.text, answer.finish_reason, answer.tokens) for answer in alone[:100]]
+
+
+def test_each_token_comes_with_its_log_probability(networks, engine, requests, alone):
+    """And a prompt without music is read without the opening before it."""
+    llm, _ = networks
+    text = Piece(np.array([4, 9, 2], np.int32), np.full(3, -1, np.int32), np.zeros((0, 8), np.float32), opened=False)
+    question = requests[0].question
+    number = engine.submit(Request("text", text, question, Options(8)))
+    tokens, log_probs = [], []
+    while engine.busy:
+        for news in engine.step():
+            assert news.request == number
+            tokens, log_probs = [*tokens, *news.tokens], [*log_probs, *news.log_probs]
+    whole = jnp.array([[*text.tokens, *question.tokens, *tokens]], jnp.int32)
+    positions, prompt = jnp.arange(whole.shape[1])[None], whole.shape[1] - len(tokens)
+    scores = jax.nn.log_softmax(llm.logits(llm(llm.embed(whole), positions, jnp.ones_like(whole))))[0, prompt - 1 : -1]
+    assert scores.argmax(-1).tolist() == tokens
+    np.testing.assert_allclose(log_probs, scores.max(-1), rtol=1e-4, atol=1e-5)
 
 
 def test_a_prompt_is_cut_where_its_clip_ends():
@@ -215,8 +229,8 @@ def test_a_prompt_is_cut_where_its_clip_ends():
 
 
 def test_what_the_engine_cannot_do_is_refused(networks, rule):
-    with pytest.raises(ValueError, match="beams"):
-        request(0, 0, [4], Options(num_beams=2))
+    with pytest.raises(ValueError, match="Beams"):
+        make_engine(networks, rule, tiny_layout(8)).submit(request(0, 0, [4], Options(num_beams=2)))
     with pytest.raises(ValueError, match="at least one token"):
         request(0, 0, [], Options())
     with pytest.raises(ValueError, match="an opening of 4 tokens, not of 3"):

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,11 +13,16 @@ import pytest
 from flax import nnx
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.inference.answering import answers, text
 from mlingo_jax.inference.beam import beam_search
-from mlingo_jax.inference.decode import decode, prefill
-from mlingo_jax.inference.generate import Answer, Options, generate, stream
-from mlingo_jax.inference.sampling import row_keys
-from mlingo_jax.inference.stopping import ENDED_BY_EOS, StopRule, stop_rule
+from mlingo_jax.inference.beams import Beams
+from mlingo_jax.inference.engine import Engine
+from mlingo_jax.inference.generate import Answer, Options
+from mlingo_jax.inference.layout import layout
+from mlingo_jax.inference.programs import Networks
+from mlingo_jax.inference.requests import Request, cut
+from mlingo_jax.inference.stopping import StopRule, stop_rule
+from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.weights.keymap import entries, parameters
@@ -72,8 +78,8 @@ def no_stop(tokenizer) -> StopRule:
 
 
 @pytest.fixture(scope="module")
-def greedy(split, prompts, no_stop) -> list[Answer]:
-    return run(split, prompts, no_stop)
+def greedy(writers, prompts, no_stop) -> list[Answer]:
+    return run(writers, prompts, no_stop)
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +105,40 @@ def batch(prompts: list[np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
     return jnp.asarray(embeddings), jnp.asarray(positions), jnp.asarray(segments)
 
 
-def keys(prompts: list[np.ndarray], seed: int = 0) -> jax.Array:
-    return row_keys(seed, np.array([zlib.crc32(prompt.tobytes()) for prompt in prompts], np.uint32))
+def maker(graphdef: Any, params: Any) -> Callable[[StopRule, int], Engine | Beams]:
+    """Makes what answers prompts that are embeddings: music of the language model's own width, handed on as it is."""
+    adapter = Adapter(32, 32, rngs=nnx.Rngs(0))
+    adapter.projection.kernel.set_value(jnp.eye(32))
+    graph, kept = nnx.split(adapter, nnx.Param)
+    networks, both = Networks(graphdef, graph), (params, nnx.to_pure_dict(kept))
+
+    def make(rule: StopRule, beams: int) -> Engine | Beams:
+        if beams > 1:
+            return Beams(networks, both, len(LENGTHS), [], rule)
+        return Engine(networks, both, layout(4, 0, prefix=PLACES, question=8, answer=TOKENS), [], rule)
+
+    return make
 
 
-def run(split: tuple[Any, Any], prompts: list[np.ndarray], rule: StopRule, *, seed: int = 0, **options) -> list[Answer]:
+@pytest.fixture(scope="module")
+def writers(split) -> Callable[[StopRule, int], Engine | Beams]:
+    return maker(*split)
+
+
+def asked(prompts: list[np.ndarray], seed: int, **options) -> list[Request]:
     settings = Options(**{"max_new_tokens": TOKENS, **options})
-    return generate(*split, *batch(prompts), rule=rule, options=settings, keys=keys(prompts, seed))
+
+    def request(number: int, prompt: np.ndarray) -> Request:
+        index, tokens, end = np.arange(len(prompt), dtype=np.int32), np.zeros(len(prompt), np.int32), len(prompt) - 1
+        prefix, last = cut(tokens, index, prompt, 0, end), cut(tokens, index, prompt, end, end + 1)
+        return Request(number, prefix, last, settings, seed, zlib.crc32(prompt.tobytes()))
+
+    return [request(number, prompt) for number, prompt in enumerate(prompts)]
+
+
+def run(writers, prompts: list[np.ndarray], rule: StopRule, *, seed: int = 0, **options) -> list[Answer]:
+    found = dict(answers(writers(rule, options.get("num_beams", 1)), asked(prompts, seed, **options)))
+    return [found[place] for place in range(len(prompts))]
 
 
 def next_token_log_probs(llm: Llama, prompts: list[np.ndarray], answers: list[tuple[int, ...]]) -> list[np.ndarray]:
@@ -131,14 +164,14 @@ def test_greedy_decoding_takes_the_most_probable_token_of_the_whole_pass(llm, pr
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "top_k": 40, "top_p": 0.9}, {"num_beams": 3}])
-def test_seven_rows_of_seven_lengths_are_each_row_alone(split, prompts, rule, options):
-    together = run(split, prompts, rule, **options)
+def test_seven_rows_of_seven_lengths_are_each_row_alone(writers, prompts, rule, options):
+    together = run(writers, prompts, rule, **options)
     assert len({answer.tokens for answer in together}) == len(prompts)
-    assert [run(split, [prompt], rule, **options)[0] for prompt in prompts] == together
+    assert [run(writers, [prompt], rule, **options)[0] for prompt in prompts] == together
 
 
-def test_an_answer_ends_where_its_text_holds_a_stop_text_or_at_an_end_of_sequence(split, prompts, rule, greedy):
-    found = run(split, prompts, rule)
+def test_an_answer_ends_where_its_text_holds_a_stop_text_or_at_an_end_of_sequence(writers, prompts, rule, greedy):
+    found = run(writers, prompts, rule)
     assert {answer.finish_reason for answer in found} == {"length", "eos", "stop"}
     for answer, endless in zip(found, greedy, strict=True):
         assert answer.tokens == endless.tokens[: len(answer.tokens)]
@@ -151,46 +184,30 @@ def test_an_answer_ends_where_its_text_holds_a_stop_text_or_at_an_end_of_sequenc
         assert answer.text == spelled[-1].decode(errors="replace").split(rule.texts[0])[0].strip()
 
 
-def test_draws_depend_on_the_seed(split, prompts, rule):
+def test_draws_depend_on_the_seed(writers, prompts, rule):
     options = {"temperature": 1.5, "top_k": 40, "top_p": 0.9}
-    assert run(split, prompts, rule, seed=1, **options) == run(split, prompts, rule, seed=1, **options)
-    assert run(split, prompts, rule, seed=1, **options) != run(split, prompts, rule, seed=2, **options)
-
-
-def test_a_row_of_padding_gets_no_answer_and_costs_no_steps(split, prompts, rule, greedy):
-    nothing = np.zeros((0, 32), np.float32)
-    rows = [prompts[0], *[nothing] * 6]
-    for options in ({}, {"num_beams": 3}):
-        assert run(split, rows, rule, **options)[1:] == [Answer("", "eos" if not options else "length", ())] * 6
-    state = prefill(*split, *batch([nothing] * 7), rule.table, keys(rows), None, max_new_tokens=TOKENS)
-    state = decode(*split, state, rule.table, None, jnp.int32(TOKENS))
-    assert int(state.step) == 1
-    assert set(state.answers.stop_states.tolist()) == {ENDED_BY_EOS}
+    assert run(writers, prompts, rule, seed=1, **options) == run(writers, prompts, rule, seed=1, **options)
+    assert run(writers, prompts, rule, seed=1, **options) != run(writers, prompts, rule, seed=2, **options)
 
 
 @pytest.mark.parametrize(
     "options",
     [{}, {"temperature": 1.5, "top_k": 40, "top_p": 0.9}, {"num_beams": 3}, {"max_new_tokens": 1}],
 )
-def test_a_stream_put_together_is_the_answer(split: tuple[Any, Any], prompts, rule, options):
-    settings = Options(**{"max_new_tokens": TOKENS, **options})
+def test_a_stream_put_together_is_the_answer(writers, prompts, rule, options):
     for prompt in prompts[:5]:
-        pieces = list(stream(*split, *batch([prompt]), rule=rule, options=settings, keys=keys([prompt])))
+        writer = writers(rule, options.get("num_beams", 1))
+        pieces = list(text(writer, asked([prompt], 0, **options)[0]))
         assert all(pieces)
-        assert "".join(pieces) == run(split, [prompt], rule, **options)[0].text
+        assert "".join(pieces) == run(writers, [prompt], rule, **options)[0].text
 
 
-def test_the_same_shapes_compile_once(split: tuple[Any, Any], prompts, rule):
-    run(split, prompts, rule, temperature=0.9, top_k=5, top_p=0.5)
-    run(split, prompts[:1], rule, temperature=0.9, top_k=5, top_p=0.5)
-    run(split, prompts, rule, num_beams=3)
-    programs: list[Any] = [prefill, decode, beam_search]
-    compiled = [program._cache_size() for program in programs]
-    run(split, prompts[::-1], rule, temperature=0.3, top_k=7, top_p=0.8, seed=4)
-    options = Options(TOKENS, 0.5, 9, 0.6)
-    assert "".join(stream(*split, *batch(prompts[:1]), rule=rule, options=options, keys=keys(prompts[:1])))
-    run(split, prompts[::-1], rule, num_beams=3)
-    assert [program._cache_size() for program in programs] == compiled
+def test_a_search_of_the_same_shapes_is_compiled_once(writers, prompts, rule):
+    search: Any = beam_search
+    run(writers, prompts, rule, num_beams=3)
+    compiled = search._cache_size()
+    run(writers, prompts[::-1], rule, num_beams=3)
+    assert search._cache_size() == compiled
 
 
 def test_as_many_beams_as_tokens_find_the_best_of_all_answers_of_two_tokens(split, llm, tokenizer, prompts):
@@ -207,7 +224,7 @@ def test_as_many_beams_as_tokens_find_the_best_of_all_answers_of_two_tokens(spli
 
 @pytest.mark.parametrize("num_beams", [2, 4])
 @pytest.mark.parametrize("eos", [(), (7,), (7, 11, 200)])
-def test_beam_search_is_that_of_transformers(split, llm, no_stop, tokenizer, num_beams, eos):
+def test_beam_search_is_that_of_transformers(writers, llm, no_stop, tokenizer, num_beams, eos):
     torch = pytest.importorskip("torch")
     reference = reference_llm(llm)
     rule = stop_rule(tokenizer, (), eos, 330)
@@ -224,7 +241,7 @@ def test_beam_search_is_that_of_transformers(split, llm, no_stop, tokenizer, num
             pad_token_id=0,
         )
         wanted = out[0, 4:].tolist()
-        found = run(split, [np.asarray(llm.embed(jnp.asarray(tokens)))[0]], rule, num_beams=num_beams)[0]
+        found = run(writers, [np.asarray(llm.embed(jnp.asarray(tokens)))[0]], rule, num_beams=num_beams)[0]
         assert list(found.tokens) == wanted
         assert found.finish_reason == ("eos" if wanted[-1] in eos else "length")
 
@@ -274,14 +291,21 @@ def test_limits_of_a_draw_that_is_none_are_told(beams):
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"num_beams": 2}])
-def test_logits_that_are_no_numbers_end_generation_with_the_cause(split, prompts, rule, options):
+def test_logits_that_are_no_numbers_end_a_request_with_the_cause(split, writers, prompts, rule, options):
+    beams = options.get("num_beams", 1)
     graphdef, params = split
     spoilt = {**params, "norm": {"scale": params["norm"]["scale"] * jnp.inf}}
-    with pytest.raises(UserError, match=r"no answer to prompt 1: .* embeddings are finite: .* in float32"):
-        run((graphdef, spoilt), prompts, rule, **options)
+    broken = maker(graphdef, spoilt)
+    with pytest.raises(UserError, match=r"no answer: the logits are NaN or infinite, though its music is finite"):
+        run(broken, prompts, rule, **options)
+    with pytest.raises(UserError, match="load it in float32"):
+        list(text(broken(rule, beams), asked(prompts[:1], 0, **options)[0]))
     heard_wrong = [*prompts[:2], np.full_like(prompts[2], np.nan), *prompts[3:]]
-    with pytest.raises(UserError, match=r"no answer to prompt 3: .* because its prompt's embeddings are not: "):
-        run(split, heard_wrong, rule, **options)
-    settings = Options(max_new_tokens=TOKENS, **options)
-    with pytest.raises(UserError, match="no answer to prompt 1"):
-        list(stream(graphdef, spoilt, *batch(prompts[:1]), rule=rule, options=settings, keys=keys(prompts[:1])))
+    writer = writers(rule, beams)
+    numbers = [writer.submit(request) for request in asked(heard_wrong, 0, **options)]
+    errors = {}
+    while writer.busy:
+        errors |= {news.request: news.error for news in writer.step() if news.error or news.finish_reason}
+    # The others are answered.
+    assert [errors[number] is None for number in numbers] == [i != 2 for i in range(len(prompts))]
+    assert "because its music is not: look at its clip" in errors[numbers[2]]

@@ -141,7 +141,7 @@ def caption_words(tmp_path) -> list[str]:
     (tmp_path / "music" / "2.wav").write_text("not audio")
     paths = [f"--{name}={tmp_path / name}" for name in ("mert", "llm")]
     paths.append(f"--adapter={tmp_path / 'adapter.safetensors'}")
-    return [str(tmp_path / "music"), "--question=What plays?", "--max_new_tokens=4", "--batch_size=2", *paths]
+    return [str(tmp_path / "music"), "--question=What plays?", "--max_new_tokens=4", "--rows=2", *paths]
 
 
 def test_two_processes_write_the_answers_of_one(caption_words, environment, tmp_path, monkeypatch):

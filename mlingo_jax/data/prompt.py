@@ -13,6 +13,8 @@ the end symbol can hold special tokens.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,18 @@ class Prompt:
         # Up to its first special token the text after a question or an answer is tokenised together with it.
         self._after_question, self._question_ends = self._split(after)
         self._after_answer, self._answer_ends = self._split(settings.end_symbol)
+
+    @cached_property
+    def closing(self) -> list[int]:
+        """The ids that stand between the music and a question, whatever it is."""
+        alike = takewhile(lambda ids: len(set(ids)) == 1, zip(*self._after_ids(["a", "(", "9"]), strict=False))
+        return [ids[0] for ids in alike]
+
+    def text_ids(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a prompt of words alone: up to the text, and from it on."""
+        bos, (before, *_) = self.tokenizer.bos_token_id, self.settings.template.partition("{}")
+        opening = [*([bos] if isinstance(bos, int) else []), *self._parsed(before)]
+        return opening, [*self._encode([text + self._after_question])[0], *self._question_ends]
 
     def row(self, question: str, answer: str | None, music_tokens: int) -> Row:
         """The row of one example; without an answer, the prompt to be answered."""

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ def read_clip(audio: Audio, settings: AudioSettings, *, minimum: int, clip: str 
 
 
 def read_ahead(
-    clips: Mapping[str, Audio], audio: AudioSettings, minimum: int, *, most_bytes: int = MOST_BYTES
+    clips: Iterable[tuple[str, Audio]], audio: AudioSettings, minimum: int, *, most_bytes: int = MOST_BYTES
 ) -> Iterator[tuple[str, Waveform | UserError]]:
     """Reads clips in threads, a few ahead of what is asked for, and gives them in order.
 
@@ -77,7 +77,7 @@ def read_ahead(
 
     workers = _workers()
     sizes = deque([most_bytes // 4], maxlen=_REMEMBERED)
-    todo = iter(clips.items())
+    todo = iter(clips)
     waiting: deque[tuple[str, Future[Waveform | UserError]]] = deque()
 
     def has_room() -> bool:

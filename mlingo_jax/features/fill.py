@@ -148,7 +148,7 @@ def _encode_missing(
         for start in range(0, len(own), shard_clips):
             shard = {name: clips[name] for name in own[start : start + shard_clips]}
             digests: dict[str, str] = {}
-            waveforms = _named(shard, read_ahead(shard, audio, minimum), digests, bad, progress)
+            waveforms = _named(shard, read_ahead(shard.items(), audio, minimum), digests, bad, progress)
             encoded = _encode_in_batches(waveforms, encoder, fingerprint, progress)
             features = ((name, digests[name], values) for name, values in encoded)
             write_shard(folder, shard, features, DTYPES[fingerprint.stored], fingerprint.kind)

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,18 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.files import atomic_replace, read_json, write_atomic
 from mlingo_jax.wording import counted
 
-Key = tuple[str, str]
+Key = int
+
+
+def key(file: str, question: str) -> Key:
+    """What stands for a file and a question in memory: 64 bits, for there may be millions."""
+    text = f"{as_text(file)}\0{question}".encode("utf-8", "backslashreplace")
+    return int.from_bytes(blake2b(text, digest_size=8).digest())
+
+
+def as_text(name: str) -> str:
+    """A file's name with escapes in place of bytes that are not UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class AnswerFile:
@@ -21,18 +33,18 @@ class AnswerFile:
     `settings` (what the answers depend on: weights, prompt, options) are kept beside it in NAME.settings.json.
 
     Opened again, a last line that was cut off is dropped, and so are the errors of `asked`: they are tried once more.
-    `done` holds the (file, question) pairs that have an answer.
+    `done` holds the keys of those that have an answer.
 
     Raises:
         UserError: the file was made with other settings, is not a file of answers, or cannot be written.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], asked: set[Key]):
+    def __init__(self, path: Path, settings: Mapping[str, Any], asked: Iterable[Key], *, begun: bool = False):
         self.path = path
         self.done: set[Key] = set()
         check_output(path)
         try:
-            if path.exists() and path.stat().st_size:
+            if begun or (path.exists() and path.stat().st_size):
                 self._require_settings(settings)
                 self._keep_answers(asked)
             else:
@@ -41,12 +53,21 @@ class AnswerFile:
         except OSError as error:
             raise self._cannot_write(error) from error
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Appends a line; it is on its way to the disk when this returns."""
+    def write(self, *lines: Mapping[str, Any]) -> None:
+        """Appends lines; they are on their way to the disk when this returns."""
         try:
-            _write_all(self._file, _encode(line))
+            _write_all(self._file, b"".join(map(_encode, lines)))
         except OSError as error:
             raise self._cannot_write(error) from error
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines that are there."""
+        with self.path.open("rb") as file:
+            return [json.loads(line) for line in file]
+
+    def clear(self) -> None:
+        """Empties the file."""
+        os.ftruncate(self._file, 0)
 
     def __enter__(self) -> "AnswerFile":
         return self
@@ -76,34 +97,38 @@ class AnswerFile:
             listed = "; ".join(f"{name} was {a!r} and is {b!r}" for name, (a, b) in changed.items())
             raise UserError(f"{self.path}: made with other settings: {listed}; give another --output, or delete it")
 
-    def _keep_answers(self, asked: set[Key]) -> None:
-        dropped = False
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    dropped = True
-                    break
-                key, failed = self._read_line(line, number)
-                if not failed:
-                    self.done.add(key)
-                dropped |= failed and key in asked
-        if dropped:
+    def _keep_answers(self, asked: Iterable[Key]) -> None:
+        failed: set[Key] = set()
+        cut = False
+        for line, number in self._lines():
+            if not line.endswith(b"\n"):
+                cut = True
+                break
+            found, has_failed = self._read_line(line, number)
+            (failed if has_failed else self.done).add(found)
+        again = failed.intersection(asked) if failed else failed
+        if cut or again:
             with atomic_replace(self.path) as partial, partial.open("wb") as file:
-                file.writelines(self._kept_lines(asked))
+                file.writelines(self._kept_lines(again))
 
-    def _kept_lines(self, asked: set[Key]) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.endswith(b"\n"):
-                    key, failed = self._read_line(line, number)
-                    if not (failed and key in asked):
-                        yield line
+    def _kept_lines(self, again: set[Key]) -> Iterator[bytes]:
+        for line, number in self._lines():
+            if line.endswith(b"\n"):
+                found, has_failed = self._read_line(line, number)
+                if not (has_failed and found in again):
+                    yield line
+
+    def _lines(self) -> Iterator[tuple[bytes, int]]:
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    yield line, number
 
     def _read_line(self, line: bytes, number: int) -> tuple[Key, bool]:
         """The line's file and question, and whether it is an error."""
         try:
             values = json.loads(line)
-            return (values["file"], values["question"]), "error" in values
+            return key(values["file"], values["question"]), "error" in values
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f'{self.path}:{number}: not an answer ({{"file", "question", ...}}); give another --output'

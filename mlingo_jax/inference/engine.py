@@ -10,7 +10,7 @@ How rows lie in memory, and why an answer is the same in any company, is told in
 import dataclasses
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,8 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mlingo_jax.errors import UserError
-from mlingo_jax.inference.generate import Answer
 from mlingo_jax.inference.layout import Layout, bucket
 from mlingo_jax.inference.programs import Networks, Pieces, Written, begin, read_prefixes, read_questions, write_chunk
 from mlingo_jax.inference.requests import Piece, Request, ask, pad
@@ -29,11 +27,17 @@ from mlingo_jax.inference.stopping import NOT_FINITE, START, FinishReason, StopR
 
 @dataclasses.dataclass(frozen=True)
 class News:
-    """New tokens of an answer, and if it has ended, by what. `request` is the number that `submit` gave."""
+    """New tokens of an answer, and if it has ended, by what. `request` is the number that `submit` gave.
+
+    `log_probs` are the tokens' own, as the model gives them: at temperature 1, without limits. With an `error` the
+    request has ended without an answer; the others go on.
+    """
 
     request: int
     tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
     finish_reason: FinishReason | None
+    error: str | None = None
 
 
 @dataclasses.dataclass
@@ -48,10 +52,10 @@ class Counts:
 
 @dataclasses.dataclass
 class _Row:
-    """A row with a request: the request's number, the most tokens it may have, and those that have been fetched."""
+    """A row with a request, its number, and how many of its tokens have been fetched."""
 
-    request: int
-    limit: int
+    number: int
+    request: Request
     tokens: int = 0
 
 
@@ -94,6 +98,11 @@ class Engine:
         return self._layout
 
     @property
+    def rows(self) -> int:
+        """Answers that are written at once."""
+        return self._layout.rows
+
+    @property
     def waiting(self) -> int:
         """Requests that have no row yet."""
         return len(self._arrived) + len(self._queue)
@@ -105,6 +114,8 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Takes a request, to be answered when its turn comes; gives its number."""
+        if request.options.num_beams > 1:
+            raise ValueError("the engine writes one hypothesis a row; `beams.Beams` searches")
         number = next(self._numbers)
         self._arrived.append((number, request))
         return number
@@ -134,32 +145,32 @@ class Engine:
     def _drop(self, cancelled: set[int]) -> None:
         if cancelled:
             self._queue = deque(item for item in self._queue if item[0] not in cancelled)
-            self._held = [None if row and row.request in cancelled else row for row in self._held]
+            self._held = [None if row and row.number in cancelled else row for row in self._held]
 
     def _fetch(self) -> list[News]:
         if self._written is None:
             return []
         written, self._written = self._written, None
-        fields = jax.device_get((written.tokens, written.counts, written.stop_states, written.steps))
-        written_tokens, counts, states, steps = (field.tolist() for field in fields)
+        parts = (written.tokens, written.log_probs, written.counts, written.stop_states, written.steps)
+        tokens, log_probs, counts, states, steps = (part.tolist() for part in jax.device_get(parts))
         self.counts.row_steps += steps * self._layout.rows
         news = []
         for place, row in enumerate(self._held):
             if row is None:
                 continue
             count, state = counts[place], states[place]
-            tokens = tuple(written_tokens[place][: count - row.tokens])
-            ended = state < START or count == row.limit
-            news.append(News(row.request, tokens, finish_reason(state) if ended else None))
-            self.counts.busy += len(tokens)
+            new = count - row.tokens
+            ended = state < START or count == row.request.options.max_new_tokens
+            if state == NOT_FINITE:
+                self._held[place] = None
+                news.append(News(row.number, (), (), None, not_finite(row.request)))
+                continue
+            reason = finish_reason(state) if ended else None
+            news.append(News(row.number, tuple(tokens[place][:new]), tuple(log_probs[place][:new]), reason))
+            self.counts.busy += new
             row.tokens = count
             if ended:
                 self._held[place] = None
-            if state == NOT_FINITE:
-                raise UserError(
-                    f"no answer to request {row.request}: its logits are NaN or infinite; look at its clip's features, "
-                    "or load the language model in float32"
-                )
         return news
 
     def _admit(self) -> None:
@@ -191,7 +202,7 @@ class Engine:
         self._read_prefixes(requests)
         rows = [place for place, row in enumerate(self._held) if row is None][: len(group)]
         for place, (number, request) in zip(rows, group, strict=True):
-            self._held[place] = _Row(number, request.options.max_new_tokens)
+            self._held[place] = _Row(number, request)
         count = self._layout.admitted
         pieces = self._pad([request.question for request in requests], music=1)
         asked = ask(requests, count, rows, [self._kept[r.clip] for r in requests], none=self._layout.rows)
@@ -237,23 +248,13 @@ class Engine:
         return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
 
-def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
-    """Each request's place and its answer, as soon as it has ended; requests are taken as rows come free."""
-    coming = enumerate(requests)
-    positions: dict[int, int] = {}
-    tokens: dict[int, list[int]] = {}
-    while True:
-        rows = engine.layout.rows
-        for place, request in itertools.islice(coming, max(0, rows - engine.waiting)):
-            number = engine.submit(request)
-            positions[number], tokens[number] = place, []
-        if not engine.busy:
-            return
-        for news in engine.step():
-            tokens[news.request] += news.tokens
-            if news.finish_reason:
-                found = tuple(tokens.pop(news.request))
-                yield positions.pop(news.request), Answer(engine.rule.text(found), news.finish_reason, found)
+def not_finite(request: Request) -> str:
+    """Why there is no answer where the logits are no numbers."""
+    if all(np.isfinite(piece.music).all() for piece in (request.prefix, request.question)):
+        cause = "though its music is finite: the language model overflows; load it in float32, or quantise it less"
+    else:
+        cause = "because its music is not: look at its clip, and the encoder's dtype"
+    return f"no answer: the logits are NaN or infinite, {cause}"
 
 
 def _grown(layout: Layout, request: Request) -> Layout:

@@ -20,13 +20,23 @@ it would stand had the row been alone: its answer is the same to the bit in any 
 """
 
 import dataclasses
+import math
+
+import jax
+from jax.sharding import Mesh
 
 from mlingo_jax.models.llama_config import LlamaConfig
+from mlingo_jax.models.partition import ACTIVATION_RULES
 
 # Decoding steps between two looks at what has ended: the host's share of a token is a C-th of a round trip.
 CHUNK = 8
 # The shortest padded piece; longer ones are padded to powers of two, and each is a compiled program.
 SHORTEST = 8
+# Rows where nothing is known of the memory, and of what is free the share that rows may take: the rest is for what is
+# computed, and for encoding. Past MOST_ROWS on a device keys and values take longer to read than weights.
+ROWS, SHARE, MOST_ROWS = 8, 0.5, 64
+# Answers' columns are a multiple, so that like limits share a compiled program.
+ANSWERS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +48,10 @@ class Layout:
         opening: tokens that all prompts begin with.
         prefix: columns for a clip's music and what closes it (a power of two).
         question: columns for a question (a power of two).
-        answer: columns for an answer, a multiple of `chunk`.
+        answer: columns for an answer, a multiple of ANSWERS.
         prefixes: clips whose prefix is kept for further questions.
         admitted: prompts that are read at once.
-        chunk: decoding steps from one look at what has ended to the next.
+        chunk: decoding steps from one look at what has ended to the next; divides ANSWERS.
     """
 
     rows: int
@@ -79,7 +89,7 @@ class Layout:
             self,
             prefix=max(self.prefix, bucket(prefix)),
             question=max(self.question, bucket(question)),
-            answer=max(self.answer, -(-answer // self.chunk) * self.chunk),
+            answer=max(self.answer, -(-answer // ANSWERS) * ANSWERS),
         )
 
 
@@ -104,3 +114,19 @@ def row_bytes(config: LlamaConfig, layout: Layout, item: int) -> int:
     """Keys and values of one row, and its share of the prefixes that are kept; `item` is the size of a number."""
     columns = layout.columns + layout.prefixes * layout.prompt / layout.rows
     return round(columns * 2 * config.num_layers * config.num_kv_heads * config.head_dim * item)
+
+
+def most_rows(config: LlamaConfig, one: Layout, item: int, mesh: Mesh | None) -> int:
+    """How many rows the devices have memory for, as it is now; a power of two on each part of the mesh.
+
+    `one` is the layout of one row; `item` the size of a number in the cache. A CPU does not say, and gets ROWS.
+    """
+    device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+    shape = {} if mesh is None else mesh.shape
+    parts = math.prod(shape.get(axis, 1) for axis in ACTIVATION_RULES["B"])
+    stats = device.memory_stats()
+    if not stats:
+        return ROWS * parts
+    free = stats["bytes_limit"] - stats["bytes_in_use"]
+    rows = int(SHARE * free / row_bytes(config, one, item) * shape.get("tensor", 1))
+    return parts << min(max(rows, 1), MOST_ROWS).bit_length() - 1

@@ -42,12 +42,14 @@ class Pieces:
     """Pieces of prompts to be read: tokens, padded at the end, and the music that some of them are.
 
     `lengths` 0 marks a place without a piece. `music_index` is -1 for text, else the music token that stands there.
+    `opened` says whether a prefix stands behind the opening; a prompt without music begins with its prefix.
     """
 
     tokens: Int32[Array, "A T"] | Int32[np.ndarray, "A T"]
     music_index: Int32[Array, "A T"] | Int32[np.ndarray, "A T"]
     lengths: Int32[Array, " A"] | Int32[np.ndarray, " A"]
     music: Float[Array, "A ..."] | Float[np.ndarray, "A ..."]
+    opened: Bool[Array, " A"] | Bool[np.ndarray, " A"]
 
 
 @jax.tree_util.register_dataclass
@@ -112,9 +114,13 @@ class Rows:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What a chunk wrote: row b's new tokens are `tokens[b, : counts[b] - counts before]`. `steps` of C were made."""
+    """What a chunk wrote: row b's new tokens are `tokens[b, : counts[b] - counts before]`. `steps` of C were made.
+
+    `log_probs` are the tokens' log-probabilities as the model gives them: at temperature 1, without limits.
+    """
 
     tokens: Int32[Array, "B C"]
+    log_probs: Float[Array, "B C"]
     counts: Int32[Array, " B"]
     stop_states: Int32[Array, " B"]
     steps: Int32[Array, ""]
@@ -156,8 +162,10 @@ def read_prefixes(
     entries: Int32[Array, " A"] | Int32[np.ndarray, " A"],
 ) -> Prefixes:
     """Reads pieces behind the opening and keeps them as these entries; an entry past the last is none."""
+    opened = jnp.asarray(pieces.opened)
     opening = columns.take(prefixes.cache, jnp.full(len(entries), layout.prefixes), layout.opening)
-    before = jnp.full(len(entries), layout.opening, jnp.int32)
+    opening = dataclasses.replace(opening, positions=jnp.where(opened[:, None], opening.positions, -1))
+    before = jnp.where(opened, layout.opening, 0).astype(jnp.int32)
     _, read, lengths = _read(networks, params, opening, before, pieces)
     lengths = prefixes.lengths.at[entries].set(lengths, mode="drop")
     return Prefixes(columns.laid(columns.put(prefixes.cache, read, entries)), _whole(lengths))
@@ -196,25 +204,28 @@ def write_chunk(
     """Writes up to C tokens in every row that is `held` and has not ended; stops early once none is left."""
     llm, _ = networks.merge(params)
 
-    def unfinished(carry: tuple[Array, Rows, Array]) -> Array:
-        step, rows, _ = carry
+    def unfinished(carry: tuple[Array, Rows, Array, Array]) -> Array:
+        step, rows, *_ = carry
         return (step < layout.chunk) & rows.progress.running(held).any()
 
-    def advance(carry: tuple[Array, Rows, Array]) -> tuple[Array, Rows, Array]:
-        step, rows, tokens = carry
+    def advance(carry: tuple[Array, Rows, Array, Array]) -> tuple[Array, Rows, Array, Array]:
+        step, rows, tokens, log_probs = carry
         positions = rows.progress.prompts + rows.progress.counts
-        token, progress = _next(rows.progress, llm.logits(rows.progress.hidden), table, held)
+        logits = llm.logits(rows.progress.hidden)
+        token, progress = _next(rows.progress, logits, table, held)
         # A row's last token is written, not read.
         more = progress.running(held).astype(jnp.int32)
         embedded = llm.embed(token[:, None])
         hidden, cache = llm.extend(embedded, positions[:, None], more[:, None], rows.cache, layout.staging_at + step)
         rows = Rows(cache, dataclasses.replace(progress, hidden=hidden[:, 0]))
-        return step + 1, _laid(rows), tokens.at[:, step].set(token)
+        log_prob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+        return step + 1, _laid(rows), tokens.at[:, step].set(token), log_probs.at[:, step].set(log_prob)
 
-    begun = jnp.int32(0), rows, jnp.zeros((layout.rows, layout.chunk), jnp.int32)
-    steps, after, tokens = jax.lax.while_loop(unfinished, advance, begun)
+    empty = jnp.zeros((layout.rows, layout.chunk), jnp.int32)
+    begun = jnp.int32(0), rows, empty, empty.astype(jnp.float32)
+    steps, after, tokens, log_probs = jax.lax.while_loop(unfinished, advance, begun)
     after = _laid(Rows(columns.settle(after.cache, layout, rows.progress.counts), after.progress))
-    written = Written(tokens, after.progress.counts, after.progress.stop_states, steps)
+    written = Written(tokens, log_probs, after.progress.counts, after.progress.stop_states, steps)
     return after, jax.tree.map(_whole, written)
 
 

@@ -15,11 +15,15 @@ from mlingo_jax.inference.programs import Asked, Pieces
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Piece:
-    """A part of a prompt. `music_index` is -1 for text, else which of the piece's music features stands there."""
+    """A part of a prompt. `music_index` is -1 for text, else which of the piece's music features stands there.
+
+    `opened` says of a prefix whether it stands behind the opening: a prompt without music has none.
+    """
 
     tokens: Int32[np.ndarray, " T"]
     music_index: Int32[np.ndarray, " T"]
     music: Float[np.ndarray, "*S K D"]
+    opened: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +34,7 @@ class Request:
         clip: what tells prefixes apart: requests of an engine with an equal `clip` have the same `prefix`.
         prefix: what follows the opening up to the question: the music, and what closes it.
         question: the rest of the prompt, at least one token.
-        options: how the answer is written; the engine does not search with beams.
+        options: how the answer is written.
         seed, salt: what the row's random key is made of.
     """
 
@@ -42,8 +46,6 @@ class Request:
     salt: int = 0
 
     def __post_init__(self):
-        if self.options.num_beams > 1:
-            raise ValueError("the engine writes rows of one hypothesis; beams go through `generate.search`")
         if not len(self.question.tokens):
             raise ValueError("a question has at least one token: the answer is written behind it")
 
@@ -62,6 +64,19 @@ def cut(
     return Piece(tokens[start:end], own, music[..., encoded, :])
 
 
+def whole(request: Request, opening: Sequence[int]) -> Piece:
+    """A request's prompt in one piece, behind what all prompts begin with."""
+    prefix, question = request.prefix, request.question
+    before = np.array(opening if prefix.opened else (), np.int32)
+    encoded = prefix.music.shape[-2]
+    index = np.where(question.music_index >= 0, question.music_index + encoded, -1)
+    return Piece(
+        np.concatenate((before, prefix.tokens, question.tokens)),
+        np.concatenate((np.full_like(before, -1), prefix.music_index, index)).astype(np.int32),
+        np.concatenate((prefix.music, question.music), axis=-2),
+    )
+
+
 def pad(pieces: Sequence[Piece], count: int, size: int, music: int) -> Pieces:
     """Pieces as a program reads them: `count` of them, of `size` tokens and `music` music features each."""
     tokens, index = np.zeros((count, size), np.int32), np.full((count, size), -1, np.int32)
@@ -72,7 +87,8 @@ def pad(pieces: Sequence[Piece], count: int, size: int, music: int) -> Pieces:
         length = lengths[i] = len(piece.tokens)
         tokens[i, :length], index[i, :length] = piece.tokens, piece.music_index
         features[i, ..., : piece.music.shape[-2], :] = piece.music
-    return Pieces(tokens, index, lengths, features)
+    opened = np.array([*(piece.opened for piece in pieces), *[True] * (count - len(pieces))])
+    return Pieces(tokens, index, lengths, features, opened)
 
 
 def ask(requests: Sequence[Request], count: int, rows: Sequence[int], prefixes: Sequence[int], none: int) -> Asked:
