@@ -222,7 +222,7 @@ def test_sections_are_answered_one_by_one_and_summed_up(model, interface, long_t
     assert len(parts) == 4
     assert line["answer"]
     features = interface.encode([long_track])[0]
-    cut = sections(70 * RATE, interface.encoder, 20)
+    cut = sections(70 * RATE, interface.encoder, 20.0)
     assert [(part.start, part.end) for part in cut] == [(part["start"], part["end"]) for part in parts]
     writer = make_writer(interface, Plan(("Who?",), options=Options(6)), rows=1)
     for part, told in zip(cut, parts, strict=True):
@@ -266,7 +266,7 @@ def test_sidecars_stand_beside_the_files_and_replace_nothing_unasked(model, tmp_
 def test_a_sidecar_holds_answers_and_fields(tmp_path):
     lines = [
         {"file": str(tmp_path / "a.wav"), "question": "Who?", "answer": "A bell."},
-        {"file": str(tmp_path / "a.wav"), "question": "Why?", "sections": [{"start": 0, "end": 61, "answer": "So."}]},
+        {"file": str(tmp_path / "a.wav"), "question": "Why?", "sections": [{"start": 0.0, "end": 61.0, "answer": "So."}]},
         {"file": str(tmp_path / "a.wav"), "question": FIELDS, "fields": {"key": None, "tempo": {"answer": "slow"}}},
     ]
     assert text_of(lines) == "Who?\nA bell.\n\nWhy?\n0:00-1:01: So.\n\ntempo: slow\n"

@@ -109,6 +109,7 @@ def maker(graphdef: Any, params: Any) -> Callable[[StopRule, int], Engine | Beam
     """Makes what answers prompts that are embeddings: music of the language model's own width, handed on as it is."""
     adapter = Adapter(32, 32, rngs=nnx.Rngs(0))
     adapter.projection.kernel.set_value(jnp.eye(32))
+    adapter.projection.bias.set_value(jnp.zeros(32))
     graph, kept = nnx.split(adapter, nnx.Param)
     networks, both = Networks(graphdef, graph), (params, nnx.to_pure_dict(kept))
 

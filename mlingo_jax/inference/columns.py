@@ -1,6 +1,6 @@
 """Columns of keys and values: taken out of rows, put behind one another, put into rows, moved within them.
 
-Axes: B rows, A of them, S columns, L layers, K key/value heads, H head width. The columns are explained in layout.py.
+Axes: B rows, A of them, S columns, T of them, L layers, K key/value heads, H head width. The columns are explained in layout.py.
 """
 
 from collections.abc import Callable
@@ -30,14 +30,18 @@ def take(cache: KVCache, rows: Chosen, columns: int) -> KVCache:
 
 
 def put(cache: KVCache, new: KVCache, rows: Chosen) -> KVCache:
-    """The cache with some rows' first columns from `new`, and their others empty; a row past the last is none."""
-    filled = new.positions.shape[1]
-    empty = ((0, 0), (0, cache.positions.shape[1] - filled))
-    positions = jnp.pad(new.positions, empty, constant_values=-1)
-    return KVCache(
-        *_each(lambda x, part: x.at[..., rows, :filled, :, :].set(part, mode="drop"), cache, new),
-        cache.positions.at[rows].set(positions, mode="drop"),
-    )
+    """The cache with some rows' first columns from `new`, and their others empty; a row past the last is none.
+
+    Empty columns hold zeros: a mask gives them the weight 0, but a NaN of whoever had the row before would outlast it.
+    """
+    rest = cache.positions.shape[1] - new.positions.shape[1]
+
+    def write(x: Float[Array, "*L B S K H"], part: Float[Array, "*L A T K H"]) -> Float[Array, "*L B S K H"]:
+        whole = jnp.pad(part, [*[(0, 0)] * (part.ndim - 3), (0, rest), (0, 0), (0, 0)])
+        return x.at[..., rows, :, :, :].set(whole, mode="drop")
+
+    positions = jnp.pad(new.positions, ((0, 0), (0, rest)), constant_values=-1)
+    return KVCache(*_each(write, cache, new), cache.positions.at[rows].set(positions, mode="drop"))
 
 
 def settle(cache: KVCache, layout: Layout, counts: Int32[Array, " B"]) -> KVCache:
