@@ -264,9 +264,10 @@ def test_sidecars_stand_beside_the_files_and_replace_nothing_unasked(model, tmp_
 
 
 def test_a_sidecar_holds_answers_and_fields(tmp_path):
+    part = {"start": 0.0, "end": 61.0, "answer": "So."}
     lines = [
         {"file": str(tmp_path / "a.wav"), "question": "Who?", "answer": "A bell."},
-        {"file": str(tmp_path / "a.wav"), "question": "Why?", "sections": [{"start": 0.0, "end": 61.0, "answer": "So."}]},
+        {"file": str(tmp_path / "a.wav"), "question": "Why?", "sections": [part]},
         {"file": str(tmp_path / "a.wav"), "question": FIELDS, "fields": {"key": None, "tempo": {"answer": "slow"}}},
     ]
     assert text_of(lines) == "Who?\nA bell.\n\nWhy?\n0:00-1:01: So.\n\ntempo: slow\n"

@@ -1,6 +1,7 @@
 """Columns of keys and values: taken out of rows, put behind one another, put into rows, moved within them.
 
-Axes: B rows, A of them, S columns, T of them, L layers, K key/value heads, H head width. The columns are explained in layout.py.
+Axes: B rows, A of them, S columns, T of them, L layers, K key/value heads, H head width. What the columns hold is told
+in layout.py.
 """
 
 from collections.abc import Callable
