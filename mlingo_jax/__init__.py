@@ -1,4 +1,4 @@
-"""MusiLingo in JAX: a frozen MERT encodes, one linear layer translates, a frozen LLaMA answers questions about
+"""MusiLingo in JAX: a frozen MERT encoder, a trained linear adapter, and a frozen LLaMA that answers questions about
 music."""
 
 import os

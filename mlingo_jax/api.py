@@ -298,7 +298,7 @@ def load(
             run's, else "none".
         prompt: template, end symbol and limits; by default the run's, else the reference implementation's of stage 2.
         frames_per_token: encoder frames averaged into one music token; by default the run's, else the reference
-        implementation's 325.
+            implementation's 325.
         mixdown: of a clip's channels their "mean", or the first one, "left": for clips whose channels cancel out.
         resampling: of audio, by "soxr" or exactly as torchaudio does ("sinc_hann"); by default the run's, else soxr.
 

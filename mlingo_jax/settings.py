@@ -118,7 +118,7 @@ class OptimConfig:
 
 @dataclasses.dataclass
 class CheckpointConfig:
-    """What is kept of a run while it resumes."""
+    """Checkpoints: how often, and how many are kept."""
 
     every: int = setting(1000, "steps between checkpoints; the last step always gets one", least=1, free=True)
     keep: int = setting(3, "checkpoints kept, the newest ones", least=1, free=True)
@@ -148,7 +148,7 @@ class MeshConfig:
 class DemoConfig:
     """What the demo makes before it trains."""
 
-    materials: str = setting("runs/demo-materials", "folder of the clips and towers that the demo makes")
+    materials: str = setting("runs/demo-materials", "folder of the clips and models that the demo makes")
     seed: int = setting(0, "of the music, the texts and both towers", least=0)
     seconds: float = setting(5.0, "length of a clip", least=3, most=20)
     train_takes: int = setting(6, "clips to train on for each of the 144 kinds of piece", least=1)

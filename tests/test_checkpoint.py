@@ -97,7 +97,7 @@ def test_the_best_is_kept_besides_also_when_a_run_goes_on(run):
         # CheckpointState before its evaluation, which a stop had cut short.
         losses[60] = 1.9
     assert kept(run) == ["60", "80", "90"]
-    assert_is(restore(run), 90)
+    assert_is(restore(run / "checkpoints" / ".."), 90)
     with Checkpoints(run, keep=1, best=0, losses=losses) as checkpoints:
         checkpoints.save(make(100), TOWERS)
     assert kept(run) == ["100"]
@@ -105,7 +105,7 @@ def test_the_best_is_kept_besides_also_when_a_run_goes_on(run):
 
 def test_one_checkpoint_of_a_run_may_be_named(run, monkeypatch):
     monkeypatch.chdir(run / "checkpoints")
-    for source in (run / "checkpoints" / "20", "20"):
+    for source in (run / "checkpoints" / "20", "20", "../checkpoints/20"):
         adapter, described = load_run_adapter(source)
         np.testing.assert_array_equal(adapter["projection"]["kernel"], make(20).adapter["projection"]["kernel"])
         assert described == RUN

@@ -37,9 +37,9 @@ def prepare(config: Config) -> None:
 
 def _make_unless_there(folder: Path, config: Config) -> None:
     if folder.is_dir():
-        _say(f"the demo's clips and towers are there already: {folder}")
+        _say(f"the demo's clips and models are there already: {folder}")
         return
-    _say(f"making the demo's clips and towers, once: {folder}")
+    _say(f"making the demo's clips and models, once: {folder}")
     with new_target(folder, folder=True) as partial:
         _make(partial, config)
 
@@ -73,7 +73,7 @@ def _make(folder: Path, config: Config) -> None:
         make_encoder(
             folder / "mert-hf", (soundfile.read(clip, dtype="float32")[0] for clip in clips), seed=settings.seed
         )
-    with _phase(seconds, "conversion", "both towers from Hugging Face's layout to JAX's, as released weights would be"):
+    with _phase(seconds, "conversion", "both models from Hugging Face's layout to JAX's, as released weights would be"):
         for name in ("mert", "llm"):
             to_jax.convert(folder / f"{name}-hf", folder / name)
     (folder / TIMES).write_text(json.dumps(seconds, indent=2) + "\n", encoding="utf-8")

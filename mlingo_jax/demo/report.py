@@ -109,12 +109,12 @@ def _markdown(values: Mapping[str, Any]) -> str:
     made = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in values["seconds_to_make_materials"].items())
     settings = values["settings"]
     lines = [
-        "# What the demo's adapter encodes",
+        "# What the demo's adapter has learnt",
         "",
         f"Answers about {values['clips']} clips that were not seen in training. An answer counts if it names the true "
         "value and no other; *shuffled* grades the same answers against the other clips, so it shows what could be "
         "said without listening. The clips are new pieces, but by the same synthesised players and all in C: the table "
-        "shows that the whole path works, not how well MusiLingo encodes real music.",
+        "shows that the whole path works, not how well MusiLingo understands real music.",
         "",
         table(values["held_out"]),
         "",

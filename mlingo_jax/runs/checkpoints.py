@@ -57,7 +57,7 @@ def load_run_adapter(source: str | Path) -> tuple[dict[str, Any], dict[str, Any]
         if saved is None:
             raise UserError(f"{source}: the run has no checkpoint yet; let it train further")
         return saved.adapter, run
-    folder = Path(source).absolute()
+    folder = Path(source).resolve()
     try:
         return read_checkpoint(folder, run.get("id"), int(folder.name)).adapter, run
     except Exception as error:
@@ -72,7 +72,7 @@ def restore(workdir: str | Path) -> CheckpointState | None:
     Raises:
         UserError: there are checkpoints and none of them is good, or nothing says of which run they are.
     """
-    folder = Path(workdir).absolute() / CHECKPOINTS
+    folder = Path(workdir).resolve() / CHECKPOINTS
     run = read_run(workdir).get("id") if is_run(workdir) else None
     passed: dict[int, str] = {}
     for step in reversed(checkpoint_steps(folder)):

@@ -15,7 +15,7 @@ def run_of(source: str | Path) -> Path | None:
     source = Path(source)
     if (source / RUN).is_file():
         return source
-    folder = source.absolute()
+    folder = source.resolve()
     above = folder.parent.parent
     is_checkpoint = folder.is_dir() and folder.name.isdecimal() and folder.parent.name == CHECKPOINTS
     return above if is_checkpoint and (above / RUN).is_file() else None

@@ -49,7 +49,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, *, keep: int, best: int, losses: Mapping[int, float]):
-        self._folder = workdir.absolute() / CHECKPOINTS
+        self._folder = workdir.resolve() / CHECKPOINTS
         self._run = read_run(workdir).get("id")
         self._keep, self._best, self._losses = keep, best, losses
         self._thread = ThreadPoolExecutor(1)
