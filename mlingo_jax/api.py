@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -24,18 +23,16 @@ from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
 from mlingo_jax.data.decoding import Mixdown
 from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, open_prompt, read_context
 from mlingo_jax.data.resampling import Resampling
-from mlingo_jax.data.tokenizer import read_eos
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import AudioEncoder
 from mlingo_jax.inference.answering import answers, text
 from mlingo_jax.inference.beams import Beams
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Answer, Options
-from mlingo_jax.inference.layout import layout, most_rows
 from mlingo_jax.inference.programs import Networks
 from mlingo_jax.inference.prompts import about_clip, by_clip, salt_of
 from mlingo_jax.inference.requests import Request
-from mlingo_jax.inference.stopping import StopRule, stop_rule
+from mlingo_jax.inference.writing import open_writer
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import token_log_probs
@@ -182,21 +179,9 @@ class MusiLingo:
             rows: answers written at once; by default what the devices' memory holds.
             at_most: as many requests as will come at all, if that is known.
         """
-        needed = {
-            "prefix": max(64, *(len(r.prefix.tokens) for r in like)),
-            "question": max(64, *(len(r.question.tokens) for r in like)),
-            "answer": max(r.options.max_new_tokens for r in like),
-        }
-        opening, networks = self.prompt.opening, Networks(self.llm.graphdef, self.adapter_graph)
-        one = layout(1, len(opening), **needed)
-        if rows is None:
-            item = jnp.dtype(self.llm.identity["dtype"]).itemsize
-            rows = most_rows(self.llm.config, one, item, self.mesh)
-            rows = rows if at_most is None else min(rows, 1 << (at_most - 1).bit_length())
-        if like[0].options.num_beams > 1:
-            return Beams(networks, self._params, rows, opening, self._stop_rule(), self.mesh)
-        sizes = layout(rows, len(opening), **needed)
-        return Engine(networks, self._params, sizes, opening, self._stop_rule(), self.mesh)
+        networks = Networks(self.llm.graphdef, self.adapter_graph)
+        size = {"rows": rows, "at_most": at_most}
+        return open_writer(self.llm, networks, self._params, self.prompt, like, **size, mesh=self.mesh)
 
     def __repr__(self) -> str:
         widths = f"{self.encoder.config.embed_dim} to {self.llm.config.embed_dim}"
@@ -256,11 +241,6 @@ class MusiLingo:
             music[b, ..., : f.shape[-2], :] = f
         return collate(rows, _round_up(longest), count), music
 
-    def _stop_rule(self) -> StopRule:
-        vocab_size = self.llm.config.vocab_size
-        eos = read_eos(self.llm.folder, self.prompt.tokenizer, vocab_size)
-        return stop_rule(self.prompt.tokenizer, self.prompt.settings.stop, eos, vocab_size)
-
     def _on_mesh(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
@@ -306,7 +286,64 @@ def load(
         UserError: a folder, file or weight is missing or broken, the three do not fit one another, or the adapter is
             a run's and the towers are not those that it was trained with.
     """
-    params, run = None if adapter is None else load_adapter(adapter), None
+    sources = find_sources(mert, llm, adapter, quantization, prompt, frames_per_token, resampling)
+    params = None if adapter is None else load_adapter(adapter)
+    tower = load_tower(sources.mert, kind="mert", dtype=dtype, mesh=mesh)
+    language = load_tower(sources.llm, kind="llama", dtype=dtype, quantization=sources.quantization, mesh=mesh)
+    if adapter is not None and sources.run is not None:
+        require_towers(adapter, sources.run, mert=tower.identity, llm=language.identity)
+    per_layer = params is not None and "layer_weights" in params
+    graph, params = fit_adapter(
+        params,
+        features=tower.config.embed_dim,
+        tokens=language.config.embed_dim,
+        states=tower.config.states if per_layer else None,
+        source=adapter or "",
+    )
+    encoder = AudioEncoder(
+        tower.graphdef,
+        tower.params,
+        tower.config,
+        AudioSettings.from_folder(tower.folder, mixdown, sources.resampling),
+        frames_per_token=sources.frames_per_token,
+        per_layer=per_layer,
+        mesh=mesh,
+    )
+    tokens = open_prompt(language.folder, sources.prompt, language.config.vocab_size)
+    return MusiLingo(encoder, language, graph, params, tokens, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Where a model's parts are and how it is used, as far as that is known before weights are read.
+
+    run: the training run's `run.json`, if the adapter is one's.
+    """
+
+    mert: str | Path
+    llm: str | Path
+    quantization: Quantization
+    prompt: PromptSettings
+    frames_per_token: int
+    resampling: Resampling
+    run: dict[str, Any] | None
+
+
+def find_sources(
+    mert: str | Path | None = None,
+    llm: str | Path | None = None,
+    adapter: str | Path | None = None,
+    quantization: Quantization | None = None,
+    prompt: PromptSettings | None = None,
+    frames_per_token: int | None = None,
+    resampling: Resampling | None = None,
+) -> Sources:
+    """What `load` loads: what is given, or else what the adapter's run or folder says.
+
+    Raises:
+        UserError: a tower is neither given nor known, or is not there any more.
+    """
+    run = None
     if adapter is not None and run_of(adapter):
         run = read_run(adapter)
         mert, llm = mert or _tower_of(run, "mert", adapter), llm or _tower_of(run, "llm", adapter)
@@ -321,29 +358,8 @@ def load(
         raise UserError(
             f"{adapter or 'no adapter'}: does not say which towers belong to it; give {lacking}, folder or hub id"
         )
-    tower = load_tower(mert, kind="mert", dtype=dtype, mesh=mesh)
-    language = load_tower(llm, kind="llama", dtype=dtype, quantization=quantization or "none", mesh=mesh)
-    if adapter is not None and run is not None:
-        require_towers(adapter, run, mert=tower.identity, llm=language.identity)
-    per_layer = params is not None and "layer_weights" in params
-    graph, params = fit_adapter(
-        params,
-        features=tower.config.embed_dim,
-        tokens=language.config.embed_dim,
-        states=tower.config.states if per_layer else None,
-        source=adapter or "",
-    )
-    encoder = AudioEncoder(
-        tower.graphdef,
-        tower.params,
-        tower.config,
-        AudioSettings.from_folder(tower.folder, mixdown, resampling or "soxr"),
-        frames_per_token=frames_per_token or FRAMES_PER_TOKEN,
-        per_layer=per_layer,
-        mesh=mesh,
-    )
-    tokens = open_prompt(language.folder, prompt or PromptSettings(), language.config.vocab_size)
-    return MusiLingo(encoder, language, graph, params, tokens, mesh)
+    prompt, frames_per_token = prompt or PromptSettings(), frames_per_token or FRAMES_PER_TOKEN
+    return Sources(mert, llm, quantization or "none", prompt, frames_per_token, resampling or "soxr", run)
 
 
 def _tower_of(run: Mapping[str, Any], name: str, source: str | Path) -> str:

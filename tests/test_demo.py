@@ -18,7 +18,7 @@ from mlingo_jax.demo.encoder import whitening
 from mlingo_jax.demo.language_model import make_tokenizer
 from mlingo_jax.demo.materials import materials_folder
 from mlingo_jax.demo.music import ATTRIBUTES, REGISTERS, SCALES, TEMPOS, Piece, compose
-from mlingo_jax.demo.report import grade
+from mlingo_jax.demo.report import grade, summarise_grades
 from mlingo_jax.demo.synthesis import INSTRUMENTS, SAMPLE_RATE, frequency, recorded_note
 from mlingo_jax.demo.texts import ANSWERS, CAPTION, CAPTIONS, QUESTIONS, ask, named, tell
 from mlingo_jax.recipes import recipe
@@ -139,8 +139,13 @@ def test_every_template_names_its_value_and_no_other():
 
 
 def test_grades():
-    grades = grade("mode", ["It is in major."] * 3 + ["I encode nothing."], ["major", "major", "minor", "minor"])
-    assert grades == {"accuracy": 0.5, "shuffled": 0.375, "chance": 0.5}
+    truths = ("major", "major", "minor", "minor")
+    clips = [Clip(f"{i}.flac", "eval", Piece("organ", "low", "slow", mode), "") for i, mode in enumerate(truths)]
+    answers = ["It is in major."] * 3 + ["I encode nothing."]
+    (found,) = summarise_grades({"mode": grade("mode", answers, clips)}, clips).values()
+    assert found["value"] == 0.5
+    assert found["chance"]["mean"] == 0.5
+    assert found["gap"]["value"] == 0.5 - found["shuffled"]["mean"]
 
 
 def test_the_tokenizer_has_the_words_whole_and_comes_back_as_it_was(tmp_path: Path):
@@ -184,11 +189,11 @@ def test_the_whole_demo_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     workdir, materials = Path(config.workdir), materials_folder(config)
     values = json.loads((workdir / "report.json").read_text())
-    assert set(values["held_out"]) == set(ATTRIBUTES)
-    for name, grades in values["held_out"].items():
-        assert set(grades) == {"accuracy", "shuffled", "chance"}
-        assert all(0 <= share <= 1 for share in grades.values())
-        assert grades["chance"] == 1 / (2 if name == "instrument" else len(ATTRIBUTES[name]))
+    assert set(values["metrics"]) == {f"demo.{name}" for name in ATTRIBUTES}
+    for name, grades in values["metrics"].items():
+        attribute = name.removeprefix("demo.")
+        assert 0 <= grades["value"] <= 1
+        assert grades["chance"]["mean"] == 1 / (2 if attribute == "instrument" else len(ATTRIBUTES[attribute]))
     assert values["seconds"] > 0
     assert len(values["examples"]) == 5
     text = (workdir / "report.md").read_text()
@@ -208,7 +213,7 @@ def test_the_whole_demo_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixtu
     demo.report(again, Path(again.workdir))
     assert {path: path.stat().st_mtime_ns for path in materials.rglob("*")} == made
     report = json.loads((workdir / "report.json").read_text())
-    assert (report["held_out"], report["seconds"]) == (values["held_out"], values["seconds"])
+    assert (report["metrics"], report["seconds"]) == (values["metrics"], values["seconds"])
     assert "are there already" in capsys.readouterr().err
 
 

@@ -16,6 +16,12 @@ from mlingo_jax.demo.corpus import Clip, read_clips
 from mlingo_jax.demo.materials import TIMES
 from mlingo_jax.demo.music import ATTRIBUTES
 from mlingo_jax.demo.texts import CAPTION, CAPTION_REQUESTS, QUESTIONS, named
+from mlingo_jax.evaluation.answers import Answer
+from mlingo_jax.evaluation.floors import shuffles
+from mlingo_jax.evaluation.intervals import Resamples
+from mlingo_jax.evaluation.markdown import table
+from mlingo_jax.evaluation.report import Metrics, summarise
+from mlingo_jax.evaluation.statistics import Scored, mean_statistics, ratio
 from mlingo_jax.files import write_atomic
 from mlingo_jax.settings import Config
 
@@ -37,9 +43,9 @@ def report(config: Config, workdir: Path) -> dict[str, Any]:
     corpus = Path(config.data.manifest).parent
     clips = [clip for clip in read_clips(corpus) if clip.split == "eval"]
     answers = ask_all(config, workdir, [corpus / clip.audio for clip in clips])
-    held_out = {name: grade(name, answers[name], [clip.truth[name] for clip in clips]) for name in ATTRIBUTES}
+    metrics = summarise_grades({name: grade(name, answers[name], clips) for name in ATTRIBUTES}, clips)
     values = {
-        "held_out": held_out,
+        "metrics": metrics,
         "clips": len(clips),
         "seconds": _seconds(workdir / "report.json"),
         "seconds_to_make_materials": json.loads((corpus.parent / TIMES).read_text(encoding="utf-8")),
@@ -65,27 +71,20 @@ def ask_all(config: Config, workdir: Path, files: Sequence[Path]) -> Answers:
     return answers
 
 
-def grade(attribute: str, answers: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
-    """What share of the answers name the true value and no other, and what the share would be without listening.
-
-    `shuffled` grades the same answers against all clips, which is the mean over all ways to shuffle them; `chance` is
-    what guessing gets.
-    """
-    given, true = np.array([named(attribute, answer) or "" for answer in answers]), np.array(truths)
-    return {
-        "accuracy": float((given == true).mean()),
-        "shuffled": float((given[:, None] == true).mean()),
-        "chance": 1 / len(set(truths)),
-    }
+def grade(attribute: str, answers: Sequence[str], clips: Sequence[Clip]) -> Scored:
+    """Which answers name the true value and no other: of each clip's own, of other clips', and by chance."""
+    given = np.array([named(attribute, answer) or "" for answer in answers])
+    true = np.array([clip.truth[attribute] for clip in clips])
+    dealt = shuffles([Answer(clip.audio, attribute, clip.truth[attribute]) for clip in clips])
+    chance = np.full((1, len(clips)), 1 / len(set(true.tolist())))
+    hits, others = (given == true).astype(float), (given[dealt] == true).astype(float)
+    return Scored(mean_statistics(hits), mean_statistics(others), {"chance": mean_statistics(chance)})
 
 
-def table(held_out: Mapping[str, Mapping[str, float]]) -> str:
-    """The grades as a Markdown table, in percent."""
-    lines = ["| attribute  | accuracy | shuffled | chance |", "|------------|---------:|---------:|-------:|"]
-    for name, grades in held_out.items():
-        cells = (f"{100 * grades[column]:.1f} %" for column in ("accuracy", "shuffled", "chance"))
-        lines.append("| {:<10} | {:>8} | {:>8} | {:>6} |".format(name, *cells))
-    return "\n".join(lines)
+def summarise_grades(graded: Mapping[str, Scored], clips: Sequence[Clip]) -> Metrics:
+    """Each attribute's entry, as in the reports of `evaluate`."""
+    resamples = Resamples([clip.audio for clip in clips])
+    return {f"demo.{name}": summarise(one, ratio, resamples) for name, one in graded.items()}
 
 
 def _seconds(before: Path) -> float:
@@ -112,11 +111,12 @@ def _markdown(values: Mapping[str, Any]) -> str:
         "# What the demo's adapter has learnt",
         "",
         f"Answers about {values['clips']} clips that were not seen in training. An answer counts if it names the true "
-        "value and no other; *shuffled* grades the same answers against the other clips, so it shows what could be "
-        "said without listening. The clips are new pieces, but by the same synthesised players and all in C: the table "
-        "shows that the whole path works, not how well MusiLingo understands real music.",
+        "value and no other; *shuffled* is the same answers dealt to other clips, mean and deviation of 20 shuffles, "
+        "which is what could be said without listening; the *gap* is what listening adds. Brackets are 95 % intervals "
+        "over clips; all numbers are times 100. The clips are new pieces, but by the same synthesised players, all in "
+        "C: the table shows that the whole path works, not how well MusiLingo understands real music.",
         "",
-        table(values["held_out"]),
+        *table(values["metrics"]),
         "",
         f"This run took {values['seconds']:.0f} s. Its materials were made in: {made}.",
         "",
@@ -134,7 +134,8 @@ def _markdown(values: Mapping[str, Any]) -> str:
 def _show(values: Mapping[str, Any], workdir: Path, corpus: Path) -> None:
     for example in values["examples"]:
         print(f"\n{example['audio']}\n  true:   {example['caption']}\n  answer: {example['answers'][ASKED[CAPTION]]}")
-    print(f"\nanswers about {values['clips']} clips that were not seen in training:\n\n{table(values['held_out'])}\n")
+    print(f"\nanswers about {values['clips']} clips that were not seen in training (times 100):\n")
+    print("\n".join([*table(values["metrics"]), ""]))
     print(f"{values['seconds']:.0f} s in all. Read {workdir / 'report.md'}; then ask about any audio file:\n")
     print(
         f"  python -m mlingo_jax.caption {corpus / 'held_out'} --adapter {workdir} "

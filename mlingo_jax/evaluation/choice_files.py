@@ -43,6 +43,13 @@ def read_questions(path: Path, orders: int = 3, seed: int = 0) -> list[Choice]:
     return _checked(choices, path)
 
 
+def is_choices(path: Path) -> bool:
+    """Whether a file has the fields of a benchmark's multiple-choice questions."""
+    if path.suffix == ".csv":
+        return set(_MUCHOMUSIC) <= next(read_csv(path, ()), ("", {}))[1].keys()
+    return bool(_read_rul(path)) or "choices" in next(iter(read_rows(path)), ("", {}))[1]
+
+
 def read_choices(file: AnswerFile) -> list[Choice]:
     """A system's answers to a benchmark's questions; those of MMAU and MMAR about music.
 
@@ -100,7 +107,7 @@ def _rul_question(name: str, values: Mapping[str, Any], where: str, seed: int) -
         passes.append(Pass(tuple(options), options.index(right)))
     question = _field(values, "question", where, str)
     # The clip has no name of its own: questions about one share its caption.
-    return Choice(name, values.get("caption") or name, question, tuple(passes), "rul", "", where)
+    return Choice(name, values.get("caption") or name, question, tuple(passes), "rul", "", where, audio=name)
 
 
 def _muchomusic_answer(where: str, row: Mapping[str, Any]) -> Choice:

@@ -6,7 +6,7 @@ N: questions. D: draws of a floor.
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -34,7 +34,8 @@ class Pass:
 class Choice:
     """A question about a clip, put once or, with its options in other orders, several times.
 
-    benchmark: whose rule reads the answers ("muchomusic", "rul" or "mmau"). category: for the report's rows.
+    benchmark: whose rule reads the answers ("muchomusic", "rul" or "mmau"). category: for the report's rows. audio:
+    what the clip's file is called, if not as the clip.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Choice:
     benchmark: str
     category: str = ""
     where: str = dataclasses.field(default="", compare=False)
+    audio: str = ""
 
 
 Rule = Callable[[str, Sequence[str]], int | None]
@@ -101,26 +103,38 @@ def strict_rule(output: str, options: Sequence[str]) -> int | None:
 RULES: dict[str, Rule] = {"muchomusic": muchomusic_rule, "rul": rul_rule, "mmau": mmau_rule}
 
 
-def score_choices(choices: Sequence[Choice]) -> dict[str, Scored]:
+def score_choices(
+    choices: Sequence[Choice], baselines: Mapping[str, Sequence[Choice]] | None = None
+) -> dict[str, Scored]:
     """Statistics of the share of right answers, by each benchmark's rule (`choice.text`) and by the strict one
     (`choice.text_strict`), and of answers that name an option at all (`choice.followed`).
 
     Their floors encode nothing: the same positions chosen for other questions with as many options (shuffled), the
     longest option, the first one, and a random one (exactly). Where a question was put several times, most passes
     decide.
+
+    baselines: what was written to the same questions without music, or with another clip's, by what that is called.
     """
-    dealt = shuffles([_as_example(choice) for choice in choices]).tolist()
-    floors = _without_listening(choices)
-    read = [_picks(choice, RULES[choice.benchmark]) for choice in choices]
-    strict = [_picks(choice, strict_rule) for choice in choices]
+    baselines = baselines or {}
+    dealt = shuffles([as_example(choice) for choice in choices]).tolist()
+    floors = without_listening(choices)
+    read, strict = _read(choices), [_picks(choice, strict_rule) for choice in choices]
+    own_floors = floors | {name: _own_hits(others, _read(others)) for name, others in baselines.items()}
+    strict_floors = floors | {
+        name: hits(others, [_picks(choice, strict_rule) for choice in others]) for name, others in baselines.items()
+    }
     followed = np.array([np.mean([pick is not None for pick in each]) for each in read])
     return {
-        "choice.text": _scored(_own_hits(choices, read), [_hits(choices, _deal(read, o)) for o in dealt], floors),
+        "choice.text": _scored(_own_hits(choices, read), [hits(choices, _deal(read, o)) for o in dealt], own_floors),
         "choice.text_strict": _scored(
-            _hits(choices, strict), [_hits(choices, _deal(strict, o)) for o in dealt], floors
+            hits(choices, strict), [hits(choices, _deal(strict, o)) for o in dealt], strict_floors
         ),
         "choice.followed": _scored(followed, [followed[order] for order in dealt], {}),
     }
+
+
+def _read(choices: Sequence[Choice]) -> list[list[int | None]]:
+    return [_picks(choice, RULES[choice.benchmark]) for choice in choices]
 
 
 def _deal(picks: Sequence[Sequence[int | None]], order: Iterable[int]) -> list[Sequence[int | None]]:
@@ -132,12 +146,12 @@ def _scored(own: np.ndarray, shuffled: Sequence[np.ndarray], floors: dict[str, n
     return Scored(mean_statistics(own), mean_statistics(np.stack(shuffled)), drawn)
 
 
-def _without_listening(choices: Sequence[Choice]) -> dict[str, Float[np.ndarray, "N"]]:
+def without_listening(choices: Sequence[Choice]) -> dict[str, Float[np.ndarray, "N"]]:
     """How often the answer is right that takes the longest option, the first, or any."""
     longest = [[_longest(each.options) for each in choice.passes] for choice in choices]
     first = [[0 for _ in choice.passes] for choice in choices]
     chance = [np.mean([1 / len(each.options) for each in choice.passes]) for choice in choices]
-    return {"longest": _hits(choices, longest), "first": _hits(choices, first), "chance": np.array(chance, float)}
+    return {"longest": hits(choices, longest), "first": hits(choices, first), "chance": np.array(chance, float)}
 
 
 def _longest(options: Sequence[str]) -> int:
@@ -150,14 +164,15 @@ def _picks(choice: Choice, rule: Rule) -> list[int | None]:
 
 def _own_hits(choices: Sequence[Choice], picks: Sequence[Sequence[int | None]]) -> Float[np.ndarray, "N"]:
     """MMAU asks whether the right option is named, even beside another that it would take as well."""
-    hits = _hits(choices, picks)
+    right = hits(choices, picks)
     for i, choice in enumerate(choices):
         if choice.benchmark == "mmau":
-            hits[i] = np.mean([mmau_matches(each.output, each.options, each.correct) for each in choice.passes])
-    return hits
+            right[i] = np.mean([mmau_matches(each.output, each.options, each.correct) for each in choice.passes])
+    return right
 
 
-def _hits(choices: Sequence[Choice], picks: Sequence[Sequence[int | None]]) -> Float[np.ndarray, "N"]:
+def hits(choices: Sequence[Choice], picks: Sequence[Sequence[int | None]]) -> Float[np.ndarray, "N"]:
+    """Whether each question's right option is picked, given the option that each pass picks (None: none)."""
     return np.array([_is_right(choice, each) for choice, each in zip(choices, picks, strict=True)], float)
 
 
@@ -172,8 +187,8 @@ def _is_right(choice: Choice, picks: Sequence[int | None]) -> bool:
     return bool(named) and Counter(named).most_common(1)[0][0] == right
 
 
-def _as_example(choice: Choice) -> Answer:
-    """For the shuffles: positions are dealt among questions with as many options, about other clips."""
+def as_example(choice: Choice) -> Answer:
+    """For shuffles: answers are dealt among questions with as many options, about other clips."""
     forms = ",".join(str(len(each.options)) for each in choice.passes)
     return Answer(choice.clip, forms, "", "", choice.benchmark)
 

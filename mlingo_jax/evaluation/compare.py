@@ -21,7 +21,7 @@ from mlingo_jax.evaluation.markdown import brackets, percent
 from mlingo_jax.evaluation.report import summarise
 from mlingo_jax.evaluation.run import ANSWERS, REPORT, STATISTICS
 from mlingo_jax.evaluation.statistics import Scored, load_scored, select
-from mlingo_jax.evaluation.values import value_of
+from mlingo_jax.evaluation.values import is_likelihood, value_of
 
 _CHANCE = 0.05
 
@@ -87,13 +87,14 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
     names = list(comparison["of"])
     counts = comparison["counts"]
     lines = [
-        f"{counts['examples']:,} answers about {counts['clips']:,} clips, shared by {len(names)} systems; times 100.",
+        f"{counts['examples']:,} answers about {counts['clips']:,} clips, shared by {len(names)} systems; times 100, "
+        "but for likelihoods (`nll`).",
         "",
         f"| metric | {' | '.join(names)} |",
         f"|---|{'---:|' * len(names)}",
     ]
     for metric, entry in comparison["metrics"].items():
-        cells = [f"{percent(one['value'])} (gap {100 * one['gap']['value']:+.2f})" for one in entry["systems"].values()]
+        cells = [_with_gap(metric, one) for one in entry["systems"].values()]
         lines.append(f"| {metric} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -102,7 +103,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
     ]
     for metric, entry in comparison["metrics"].items():
         for one in entry["differences"]:
-            cells = [f"{_signed(one[of])} | {_verdict(one[of])}" for of in ("score", "gap")]
+            cells = [f"{_signed(metric, one[of])} | {_verdict(one[of])}" for of in ("score", "gap")]
             lines.append(f"| {metric} | {one['first']} - {one['second']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -162,7 +163,15 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
-def _signed(difference: Mapping[str, Any]) -> str:
+def _with_gap(metric: str, one: Mapping[str, Any]) -> str:
+    value, gap = one["value"], one["gap"]["value"]
+    return f"{value:.4f} (gap {gap:+.4f})" if is_likelihood(metric) else f"{percent(value)} (gap {100 * gap:+.2f})"
+
+
+def _signed(metric: str, difference: Mapping[str, Any]) -> str:
+    if is_likelihood(metric):
+        low, high = difference["interval"]
+        return f"{difference['value']:+.4f} [{low:.4f}, {high:.4f}]"
     return f"{100 * difference['value']:+.2f} {brackets(difference['interval'])}"
 
 

@@ -15,6 +15,8 @@ _MARKERS = {
     "shuffled": ("shuffled", _SHUFFLED, "s"),
     "constant": ("one answer for all", _CONSTANT, "|"),
     "training": ("training answers", _TRAINING, "x"),
+    "none": ("no music", _TRAINING, "s"),
+    "other": ("another clip", _SHUFFLED, "x"),
     "chance": ("chance", _CONSTANT, "|"),
     "longest": ("longest option", _TRAINING, "x"),
 }

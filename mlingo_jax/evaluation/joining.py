@@ -29,7 +29,7 @@ def read_references(wanted: str, data_dir: str | Path) -> list[Answer]:
     if Path(wanted).suffix in (".jsonl", ".json", ".csv"):
         raise UserError(f"{wanted}: there is no such manifest")
     return [
-        answer for part in parse_wanted(wanted, "--data") for answer in _of_dataset(data_dir, part.dataset, part.split)
+        answer for part in parse_wanted(wanted, "--data") for answer in of_dataset(data_dir, part.dataset, part.split)
     ]
 
 
@@ -123,7 +123,8 @@ def _of_manifest(path: Path) -> Iterator[Answer]:
         yield Answer(str(path.parent / entry.audio), entry.question, entry.answer, "", path.stem, entry.where)
 
 
-def _of_dataset(data_dir: str | Path, dataset: str, split: str) -> Iterator[Answer]:
+def of_dataset(data_dir: str | Path, dataset: str, split: str) -> Iterator[Answer]:
+    """The questions and true answers of a prepared dataset's split. Raises UserError if it is not prepared."""
     prepared = Prepared(data_dir, dataset)
     examples = prepared.examples(split)
     for i in range(len(examples)):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from mlingo_jax.errors import UserError
 from mlingo_jax.evaluation.answers import Answer
 from mlingo_jax.evaluation.floors import shuffles
+from mlingo_jax.evaluation.kept import Kept
 from mlingo_jax.evaluation.statistics import Scored
 from mlingo_jax.wording import counted
 
@@ -85,10 +86,10 @@ def judge_answers(judge: Judge, examples: Sequence[Answer], replies: Path) -> tu
     prompts = [
         [_prompt(example, examples[i].answer) for example, i in zip(examples, order, strict=True)] for order in dealt
     ]
-    kept = _read_replies(replies, judge)
-    todo = list(dict.fromkeys(prompt for each in prompts for prompt in each if _key(judge, prompt) not in kept))
-    _ask_all(judge, todo, replies, kept)
-    grades = [[read_grade(kept[_key(judge, prompt)]) for prompt in each] for each in prompts]
+    with Kept(replies) as kept:
+        todo = dict.fromkeys(prompt for each in prompts for prompt in each if _key(judge, prompt) not in kept)
+        _ask_all(judge, list(todo), kept)
+    grades = [[read_grade(kept[_key(judge, prompt)]["reply"]) for prompt in each] for each in prompts]
     statistics = np.array([[_statistics(grade) for grade in each] for each in grades])
     unread = sum(grade is None for each in grades for grade in each)
     described = {**judge.identity, "endpoint": judge.endpoint, "shuffles": judge.shuffles, "unreadable_replies": unread}
@@ -120,52 +121,29 @@ def _key(judge: Judge, prompt: str) -> str:
     return hashlib.sha256(f"{judge.model}\n{prompt}".encode()).hexdigest()[:24]
 
 
-def _read_replies(path: Path, judge: Judge) -> dict[str, str]:
-    """The replies of this judge that are there; a last line that was cut off is dropped."""
-    kept: dict[str, str] = {}
-    if not path.exists():
-        return kept
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            values = json.loads(line)
-            kept[values["key"]] = values["reply"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}:{number}: not a judge's reply; move the file away, or give another --output"
-            ) from error
-    return kept
-
-
-def _ask_all(judge: Judge, prompts: Sequence[str], path: Path, kept: dict[str, str]) -> None:
-    """Asks the judge, and appends each reply to the file and to `kept`; what is there stays there if one fails."""
+def _ask_all(judge: Judge, prompts: Sequence[str], kept: Kept) -> None:
+    """Asks the judge, and keeps each reply; what is there stays there if one fails."""
     if not prompts:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock, stop = threading.Lock(), threading.Event()
-    with path.open("a", encoding="utf-8") as file, tqdm(total=len(prompts), desc="judging", disable=None) as bar:
+    with tqdm(total=len(prompts), desc="judging", disable=None) as bar:
 
         def ask(prompt: str) -> None:
             if stop.is_set():
                 return
             reply = _ask(judge, prompt, stop)
             with lock:
-                kept[_key(judge, prompt)] = reply
-                file.write(json.dumps({"key": _key(judge, prompt), **judge.identity, "reply": reply}) + "\n")
-                file.flush()
+                kept.add(_key(judge, prompt), {**judge.identity, "reply": reply})
                 bar.update()
 
         with ThreadPoolExecutor(judge.workers) as pool:
             try:
                 _run(pool, ask, prompts[:_TRIED_FIRST])
-                _require_grades([kept[_key(judge, prompt)] for prompt in prompts[:_TRIED_FIRST]], path)
+                _require_grades([kept[_key(judge, prompt)]["reply"] for prompt in prompts[:_TRIED_FIRST]])
                 _run(pool, ask, prompts[_TRIED_FIRST:])
             except UserError as error:
                 raise UserError(
-                    f"{error}; {counted(len(kept), 'grade')} kept in {path}: the same command resumes"
+                    f"{error}; {counted(len(kept), 'grade')} kept in {kept.path}: the same command resumes"
                 ) from error
             finally:
                 stop.set()
@@ -180,7 +158,7 @@ def _run(pool: ThreadPoolExecutor, ask: Any, prompts: Iterable[str]) -> None:
         future.result()
 
 
-def _require_grades(replies: Sequence[str], path: Path) -> None:
+def _require_grades(replies: Sequence[str]) -> None:
     unread = [reply for reply in replies if read_grade(reply) is None]
     if len(unread) > _UNREADABLE * len(replies):
         shown = " ".join(unread[0].split())[:200]

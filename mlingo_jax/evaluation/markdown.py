@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlingo_jax.evaluation.values import is_likelihood
 from mlingo_jax.wording import counted
 
 FAMILIES: Mapping[str, str] = {
@@ -11,15 +12,31 @@ FAMILIES: Mapping[str, str] = {
     "METEOR, recall of ROUGE-L and of BERTScore. Not to be compared with the standard metrics.",
     "standard": "As the captioning field uses the names: corpus BLEU on words, METEOR, F1 of ROUGE-L and of BERTScore, "
     "CIDEr-D (whose usual scale goes to 10, so to 1,000 here).",
-    "choice": "Multiple choice by generated text: `text` reads the answers by the benchmark's own rule, `text_strict` "
+    "choice": "Multiple choice. By generated text: `text` reads the answers by the benchmark's own rule, `text_strict` "
     "takes nothing but a letter or an option's text, `followed` is how often the benchmark's rule finds an option at "
-    "all. Shuffled answers choose the same positions in other questions.",
+    "all; shuffled answers choose the same positions in other questions. By likelihood: the option that is likeliest "
+    "(`likelihood`), likeliest per token, or likeliest after its likelihood without music is taken off (`corrected`); "
+    "shuffled is the same question with another clip's music.",
+    "nll": "Mean negative log-likelihood of the true answers, in nats a token, with the music of their own clip, of "
+    "another one, of silence and without any. A model that listens finds them likelier with their own.",
+    "retrieval": "How often the likeliest of {candidates} is the true one: `answer`, of answers to the same question "
+    "about other clips; `answer_pmi`, the same corrected by what the answers' likelihoods are without music; `clip`, "
+    "of clips, the one that makes the answer likeliest. Equal ones share. Shuffled choices are those made for other "
+    "clips.",
     "cmi": "The metrics that CMI-Bench names for the task, by its own rules of reading answers. `wer` and `cer` are "
     "errors: less is better, and a gap below 0 is listening.",
     "judge": "Grades by a language model that sees question, reference and answer: 1 counts as 0, 5 as 100. Its floor "
     "is what it gives the same answers, shuffled.",
 }
+_MUSICS: Mapping[str, str] = {
+    "own": "its own clip",
+    "other": "another clip",
+    "silence": "silence",
+    "none": "no music",
+}
 _FLOORS: Mapping[str, str] = {
+    "none": "no music",
+    "other": "another clip",
     "constant": "one answer",
     "training": "training answers",
     "longest": "longest option",
@@ -36,7 +53,7 @@ def render(report: Mapping[str, Any], figures: Sequence[str]) -> str:
         f"# {report['settings'].get('name') or 'Evaluation'}",
         "",
         f"{counted(counts['examples'], 'answer')} about {counted(counts['clips'], 'clip')}"
-        f"{_noted(counts)}. All numbers are times 100.",
+        f"{_noted(counts)}. All numbers are times 100, but for likelihoods.",
         "",
         "*Shuffled* is the floor: the same answers dealt to other clips, within the same question, as mean ± standard "
         "deviation of 20 shuffles. The *gap* is what the answers gain from being given to their own clip. Brackets are "
@@ -60,8 +77,9 @@ def tables(report: Mapping[str, Any], heading: str = "") -> list[str]:
     lines = []
     for family in dict.fromkeys(name.partition(".")[0] for name in report["metrics"]):
         some = {name: one for name, one in report["metrics"].items() if name.startswith(f"{family}.")}
-        note = [FAMILIES[family], ""] if heading and family in FAMILIES else []
-        lines += ["", f"{heading}{family}", "", *note, *table(some)]
+        note = [FAMILIES[family].format(**report["settings"]), ""] if heading and family in FAMILIES else []
+        rows = _likelihoods(some) if family == "nll" else table(some)
+        lines += ["", f"{heading}{family}", "", *note, *rows]
     return lines
 
 
@@ -79,20 +97,40 @@ def table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return rows
 
 
+def _likelihoods(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A row for each music: how likely the true answers are with it, and how much less so than with their own clip."""
+    rows = ["| music | nats a token | more than with its own clip |", "|---|---:|---:|"]
+    for name, entry in metrics.items():
+        above = entry.get("above_own")
+        more = f"{above['value']:+.4f} {_interval(above['interval'])}" if above else ""
+        value = f"**{entry['value']:.4f}** {_interval(entry['interval'])}"
+        rows.append(f"| {_MUSICS[name.partition('.')[2]]} | {value} | {more} |")
+    return rows
+
+
 def _parts(title: str, parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A table of each part's scores, each with its floor and gap."""
     if not parts:
         return []
-    names = [name for name in next(iter(parts.values()))["metrics"] if not name.endswith(("bleu2", "bleu3"))]
+    left_out = ("bleu2", "bleu3", "nll.other", "nll.silence", "nll.none")
+    names = [name for name in next(iter(parts.values()))["metrics"] if not name.endswith(left_out)]
     lines = ["", f"## {title}", "", "Score / shuffled, gap [its interval].", ""]
     lines += [f"|  | answers | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
     for label, part in parts.items():
-        cells = [
-            f"{percent(entry['value'])} / {percent(entry['shuffled']['mean'])}, {_gap(entry['gap'])}"
-            for entry in (part["metrics"][name] for name in names)
-        ]
+        cells = [_part(name, part["metrics"][name]) for name in names]
         lines.append(f"| {_cell(label or '(none)')} | {part['counts']['examples']:,} | {' | '.join(cells)} |")
     return lines
+
+
+def _part(name: str, entry: Mapping[str, Any]) -> str:
+    gap, shuffled = entry["gap"], entry["shuffled"]["mean"]
+    if is_likelihood(name):
+        return f"{entry['value']:.3f} / {shuffled:.3f}, {gap['value']:+.3f} {_interval(gap['interval'])}"
+    return f"{percent(entry['value'])} / {percent(shuffled)}, {_gap(gap)}"
+
+
+def _interval(interval: Sequence[float]) -> str:
+    return f"[{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def _described(report: Mapping[str, Any]) -> list[str]:
@@ -103,7 +141,7 @@ def _described(report: Mapping[str, Any]) -> list[str]:
         "|  | words a text | distinct words | distinct texts | empty |",
         "|---|---:|---:|---:|---:|",
     ]
-    for side in ("answers", "references"):
+    for side in [side for side in ("answers", "references") if report[side]]:
         one = report[side]
         lines.append(
             f"| {side} | {one['mean_words']:.1f} | {one['vocabulary']:,} | {one['distinct']:.1%} | {one['empty']:,} |"
@@ -122,7 +160,7 @@ def _shown(shown: Mapping[str, Any]) -> list[str]:
 
 
 def _noted(counts: Mapping[str, int]) -> str:
-    notes = [f"{counts['empty_answers']:,} of them empty"] if counts["empty_answers"] else []
+    notes = [f"{counts['empty_answers']:,} of them empty"] if counts.get("empty_answers") else []
     notes += [f"{counts['duplicates']:,} of them there twice"] if counts["duplicates"] else []
     return "".join(f", {note}" for note in notes)
 

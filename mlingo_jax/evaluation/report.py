@@ -13,7 +13,7 @@ from mlingo_jax.evaluation.answers import Answer
 from mlingo_jax.evaluation.intervals import Resamples, interval
 from mlingo_jax.evaluation.standard import describe
 from mlingo_jax.evaluation.statistics import Scored, select
-from mlingo_jax.evaluation.values import Value, value_of
+from mlingo_jax.evaluation.values import Value, is_likelihood, value_of
 
 OTHER_QUESTIONS = "other questions"
 # A question that is asked about a tenth of a source's clips stands for itself; all others are counted together.
@@ -21,6 +21,9 @@ _OWN_ROW = 0.1
 # What the best and worst answers are chosen by: the first of these that is there.
 _RANKED_BY = ("standard.rouge_l", "paper.rouge_l", "paper.bleu")
 _SHOWN = 5
+
+OWN_NLL = "nll.own"
+"""The metric that the other likelihoods are compared with."""
 
 Metrics = dict[str, dict[str, Any]]
 
@@ -32,7 +35,7 @@ def build_report(
     settings: Mapping[str, Any],
     parts: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """report.json's values. All numbers are fractions, but for CIDEr-D, which goes to 10.
+    """report.json's values. All numbers are fractions, but for CIDEr-D, which goes to 10, and `nll`, in nats a token.
 
     Args:
         examples: the N answers. scored: their statistics, by metric. missing: why other metrics are not there.
@@ -43,7 +46,7 @@ def build_report(
         "missing": dict(missing),
         "metrics": summarise_all(examples, scored),
         **{name: _by(labels, examples, scored) for name, labels in parts.items()},
-        "answers": describe([example.answer for example in examples]),
+        "answers": describe([example.answer for example in examples]) if _answered(examples) else {},
         "references": describe([example.reference for example in examples]),
         "shown": _extremes(examples, scored),
         "settings": dict(settings),
@@ -53,7 +56,18 @@ def build_report(
 def summarise_all(examples: Sequence[Answer], scored: Mapping[str, Scored]) -> Metrics:
     """Each metric's entry of the report, over the same resamples of the examples' clips."""
     resamples = Resamples([example.clip for example in examples])
-    return {name: summarise(one, value_of(name), resamples) for name, one in scored.items()}
+    metrics = {name: summarise(one, value_of(name), resamples) for name, one in scored.items()}
+    for name, entry in metrics.items():
+        if is_likelihood(name) and name != OWN_NLL and OWN_NLL in scored:
+            entry["above_own"] = difference(scored[name], scored[OWN_NLL], value_of(name), resamples)
+    return metrics
+
+
+def difference(one: Scored, other: Scored, value: Value, resamples: Resamples) -> dict[str, Any]:
+    """How far a metric's value is above another one's, and the 95 % interval of that."""
+    between = value(resamples.sums(one.own)) - value(resamples.sums(other.own))
+    apart = float(value(one.own.sum(axis=0)) - value(other.own.sum(axis=0)))
+    return {"value": apart, "interval": interval(between)}
 
 
 def summarise(scored: Scored, value: Value, resamples: Resamples) -> dict[str, Any]:
@@ -105,8 +119,13 @@ def _counts(examples: Sequence[Answer]) -> dict[str, int]:
         "examples": len(examples),
         "clips": len({example.clip for example in examples}),
         "questions": len({example.question for example in examples}),
-        "empty_answers": sum(not example.answer.strip() for example in examples),
+        **({"empty_answers": sum(not e.answer.strip() for e in examples)} if _answered(examples) else {}),
     }
+
+
+def _answered(examples: Sequence[Answer]) -> bool:
+    """Whether there are answers at all: to measure likelihoods needs none."""
+    return any(example.answer for example in examples)
 
 
 def _extremes(examples: Sequence[Answer], scored: Mapping[str, Scored]) -> dict[str, Any]:

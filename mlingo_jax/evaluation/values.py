@@ -21,6 +21,11 @@ _VALUES: Mapping[str, Value] = {
 }
 
 
+def is_likelihood(metric: str) -> bool:
+    """Whether a metric is in nats a token, of which fewer are better; all others are fractions."""
+    return metric.startswith("nll.")
+
+
 def value_of(metric: str) -> Value:
     """The metric of summed statistics: the first sum over the second, but for the few that are no mean."""
     return _VALUES.get(metric, ratio)

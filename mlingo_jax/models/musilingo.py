@@ -47,7 +47,7 @@ def token_log_probs(
     """
     embeddings = embed_rows(llm, batch["tokens"], batch["music_index"], adapter(music))
     hidden = llm(embeddings, batch["positions"], batch["segments"], remat=remat)
-    return _next_token_log_probs(llm, hidden, batch["tokens"])
+    return next_token_log_probs(llm, hidden, batch["tokens"])
 
 
 def answer_loss(
@@ -64,8 +64,11 @@ def answer_loss(
 
 
 @jax.named_scope("log_probs")
-def _next_token_log_probs(llm: Llama, hidden: Float[Array, "B L E"], tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
-    """Vocabulary logits are computed block by block and recomputed in the backward pass, so they never stand whole."""
+def next_token_log_probs(llm: Llama, hidden: Float[Array, "B L E"], tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
+    """The log-probability of each token given the hidden state before it, in float32; the first one gets 0.
+
+    Vocabulary logits are computed block by block and recomputed in the backward pass, so they never stand whole.
+    """
     batch, length = tokens.shape
     padding = -(length - 1) % LOGITS_BLOCK
     hidden = jnp.pad(hidden[:, :-1], ((0, 0), (0, padding), (0, 0)))

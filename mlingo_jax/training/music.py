@@ -23,6 +23,7 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FINGERPRINT, FeatureCache, Fingerprint
 from mlingo_jax.features.encode import AudioEncoder
 from mlingo_jax.features.fill import fill_cache, find_encoded
+from mlingo_jax.features.silence import keep_silence
 from mlingo_jax.features.sources import CachedFeatures, OnlineAudio
 from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.files import write_atomic
@@ -90,16 +91,7 @@ def encode_clips(
         UserError: see `mlingo_jax.features.fill.fill_cache`; the message names what sets a cache of another kind apart.
     """
     audio = spec.audio_settings(tower.folder)
-    encoder = AudioEncoder(
-        tower.graphdef,
-        tower.params,
-        tower.config,
-        audio,
-        frames_per_token=spec.frames_per_token,
-        seconds=spec.chunk_seconds,
-        per_layer=spec.per_layer,
-        mesh=mesh,
-    )
+    encoder = make_encoder(spec, tower, mesh)
     fingerprint = Fingerprint.of(tower.identity, audio, **spec.kind)
     cache, unreadable = fill_cache(
         clips,
@@ -110,8 +102,23 @@ def encode_clips(
         max_bad_fraction=spec.max_bad_fraction,
     )
     if is_primary():
+        keep_silence(encoder, cache.folder)
         _remember(spec.encoder, cache.folder)
     return cache, unreadable
+
+
+def make_encoder(spec: FeatureSpec, tower: Tower, mesh: Mesh) -> AudioEncoder:
+    """What encodes the clips of a cache."""
+    return AudioEncoder(
+        tower.graphdef,
+        tower.params,
+        tower.config,
+        spec.audio_settings(tower.folder),
+        frames_per_token=spec.frames_per_token,
+        seconds=spec.chunk_seconds,
+        per_layer=spec.per_layer,
+        mesh=mesh,
+    )
 
 
 def _remember(encoder: str, folder: Path) -> None:
@@ -188,13 +195,14 @@ def _find_complete(spec: FeatureSpec, clips: Mapping[str, Audio]) -> tuple[bool,
     seen without the encoder; and which are meant (`find_encoded`).
     """
     cache = encoded_clips(spec)
-    if not isinstance(cache, FeatureCache) or not all(cache.encoded(list(clips))) or not _is_own(spec, cache):
+    if not isinstance(cache, FeatureCache) or not all(cache.encoded(list(clips))) or not is_own(spec, cache):
         return False, {}
     held, versions = find_encoded(clips, cache.folder)
     return all(held), versions
 
 
-def _is_own(spec: FeatureSpec, cache: FeatureCache) -> bool:
+def is_own(spec: FeatureSpec, cache: FeatureCache) -> bool:
+    """Whether a cache's features are of this kind and this encoder, as far as that is seen without loading it."""
     made = cache.fingerprint
     same = all(getattr(made, name) == value for name, value in spec.kind.items())
     same = same and (made.mixdown, made.resampling) == (spec.mixdown, spec.resampling)

@@ -1,0 +1,60 @@
+"""What writes answers for a model: the engine, or beam search, with as many rows as the devices hold."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mlingo_jax.data.prompt import Prompt
+from mlingo_jax.data.tokenizer import read_eos
+from mlingo_jax.inference.beams import Beams
+from mlingo_jax.inference.engine import Engine
+from mlingo_jax.inference.layout import layout, most_rows
+from mlingo_jax.inference.programs import Networks
+from mlingo_jax.inference.requests import Request
+from mlingo_jax.inference.stopping import StopRule, stop_rule
+from mlingo_jax.weights.load import Tower
+
+
+def open_writer(
+    llm: Tower,
+    networks: Networks,
+    params: Any,
+    prompt: Prompt,
+    like: Sequence[Request],
+    *,
+    rows: int | None = None,
+    at_most: int | None = None,
+    mesh: Mesh | None = None,
+) -> Engine | Beams:
+    """What answers requests: an engine, or for options with several beams, a search.
+
+    Args:
+        llm: the language model. networks, params: it and the adapter, and the pair of their parameters.
+        prompt: how questions are put.
+        like: requests that it shall have room for from the start, with the options of all.
+        rows: answers written at once; by default what the devices' memory holds.
+        at_most: as many requests as will come at all, if that is known.
+        mesh: the parameters' own, if they are on one.
+    """
+    needed = {
+        "prefix": max(64, *(len(r.prefix.tokens) for r in like)),
+        "question": max(64, *(len(r.question.tokens) for r in like)),
+        "answer": max(r.options.max_new_tokens for r in like),
+    }
+    one = layout(1, len(prompt.opening), **needed)
+    if rows is None:
+        item = jnp.dtype(llm.identity["dtype"]).itemsize
+        rows = most_rows(llm.config, one, item, mesh)
+        rows = rows if at_most is None else min(rows, 1 << (at_most - 1).bit_length())
+    rule = stop_rule_of(llm, prompt)
+    if like[0].options.num_beams > 1:
+        return Beams(networks, params, rows, prompt.opening, rule, mesh)
+    return Engine(networks, params, layout(rows, len(prompt.opening), **needed), prompt.opening, rule, mesh)
+
+
+def stop_rule_of(llm: Tower, prompt: Prompt) -> StopRule:
+    """What ends an answer of this language model."""
+    eos = read_eos(llm.folder, prompt.tokenizer, llm.config.vocab_size)
+    return stop_rule(prompt.tokenizer, prompt.settings.stop, eos, llm.config.vocab_size)
