@@ -72,8 +72,8 @@ def training(config: Config) -> Iterator[float]:
         begun = time.perf_counter()
         setup = set_up(config, mesh)
         print(f"{config.workdir}: ready to train after {time.perf_counter() - begun:.1f} s", flush=True)
-        step = compile_train_step(setup.networks, Schedule.of(config), mesh)
-        state, batches = replicate(init_state(setup.adapter, config.optim), mesh), setup.train_batches()
+        step = compile_train_step(setup.networks, Schedule(config.optim, config.steps, config.accumulate), mesh)
+        state, batches = replicate(init_state(setup.trained, config.optim), mesh), setup.train_batches()
     while True:
         with jax.set_mesh(mesh):
             batch = {name: values for name, values in next(batches).items() if name not in HOST_FIELDS}

@@ -53,11 +53,11 @@ def held_out_loss(config: Config, run: Path) -> tuple[float, float, float]:
     mesh = make_mesh(config.mesh)
     setup = set_up(config, mesh)
     evaluate = compile_eval_step(setup.networks, mesh)
-    adapter = replicate(load_adapter(run), mesh)
+    trained = replicate({"adapter": load_adapter(run)[1]}, mesh)
     total = tokens = 0.0
     for batch in setup.eval_batches():
         rows = put_batch({name: values for name, values in batch.items() if name not in HOST_FIELDS}, mesh)
-        loss, weight = evaluate(adapter, setup.frozen, rows)
+        loss, weight = evaluate(trained, setup.frozen, rows)
         total, tokens = total + float(loss), tokens + float(weight)
     return total / tokens, tokens, sum(map(bits, jax.tree.leaves(setup.frozen["llm"]))) / 8
 

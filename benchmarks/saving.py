@@ -73,8 +73,10 @@ def run(folder: Path, steps: int, step_seconds: float, every: int) -> tuple[floa
 
 
 def split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The adapter and the rest, on the host, as a run saves them."""
-    return to_host(state["adapter"]), to_host({name: part for name, part in state.items() if name != "adapter"})
+    """What is trained and the rest, on the host, as a run saves them."""
+    return {"adapter": to_host(state["adapter"])}, to_host(
+        {name: part for name, part in state.items() if name != "adapter"}
+    )
 
 
 def first_state() -> dict[str, Any]:

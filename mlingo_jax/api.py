@@ -33,7 +33,7 @@ from mlingo_jax.inference.programs import Networks
 from mlingo_jax.inference.prompts import about_clip, by_clip, salt_of
 from mlingo_jax.inference.requests import Request
 from mlingo_jax.inference.writing import open_writer
-from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.musilingo import token_log_probs
 from mlingo_jax.models.quantization import Quantization
@@ -287,26 +287,21 @@ def load(
             a run's and the towers are not those that it was trained with.
     """
     sources = find_sources(mert, llm, adapter, quantization, prompt, frames_per_token, resampling)
-    params = None if adapter is None else load_adapter(adapter)
+    config, params = (None, None) if adapter is None else load_adapter(adapter)
     tower = load_tower(sources.mert, kind="mert", dtype=dtype, mesh=mesh)
     language = load_tower(sources.llm, kind="llama", dtype=dtype, quantization=sources.quantization, mesh=mesh)
     if adapter is not None and sources.run is not None:
         require_towers(adapter, sources.run, mert=tower.identity, llm=language.identity)
-    per_layer = params is not None and "layer_weights" in params
-    graph, params = fit_adapter(
-        params,
-        features=tower.config.embed_dim,
-        tokens=language.config.embed_dim,
-        states=tower.config.states if per_layer else None,
-        source=adapter or "",
-    )
+    states = tower.config.states if config is not None and config.per_layer else None
+    config = AdapterConfig(tower.config.embed_dim, language.config.embed_dim, states)
+    graph, params = fit_adapter(params, config, source=adapter or "")
     encoder = AudioEncoder(
         tower.graphdef,
         tower.params,
         tower.config,
         AudioSettings.from_folder(tower.folder, mixdown, sources.resampling),
         frames_per_token=sources.frames_per_token,
-        per_layer=per_layer,
+        per_layer=config.per_layer,
         mesh=mesh,
     )
     tokens = open_prompt(language.folder, sources.prompt, language.config.vocab_size)

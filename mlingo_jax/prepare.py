@@ -13,7 +13,7 @@ from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.datasets.report import reports_folder
 from mlingo_jax.errors import UserError
 from mlingo_jax.flags import check
-from mlingo_jax.settings import DTYPES, MIXDOWNS, RESAMPLINGS, AdapterConfig, Config, DataConfig, EncoderConfig
+from mlingo_jax.settings import DTYPES, MIXDOWNS, RESAMPLINGS, AdapterSettings, Config, DataConfig, EncoderConfig
 
 
 def main() -> None:
@@ -222,7 +222,7 @@ def _features(arguments: argparse.Namespace) -> None:
     initialize()
     config = Config(
         mert=EncoderConfig(arguments.mert, arguments.dtype, arguments.frames_per_token, arguments.resampling),
-        adapter=AdapterConfig(layer_weights=arguments.layer_weights),
+        adapter=AdapterSettings(layer_weights=arguments.layer_weights),
         data=DataConfig(
             datasets=arguments.dataset,
             data_dir=arguments.data_dir,

@@ -49,7 +49,7 @@ class LanguageModelConfig:
 
 
 @dataclasses.dataclass
-class AdapterConfig:
+class AdapterSettings:
     """The trained part, always float32."""
 
     start: str = setting("", "begin from this adapter (.pth, .safetensors, converted folder or run); empty: at random")
@@ -171,7 +171,7 @@ class Config:
     profile_steps: str = setting("", "FIRST,LAST: trace these steps into WORKDIR/profile", free=True)
     mert: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     llm: LanguageModelConfig = dataclasses.field(default_factory=LanguageModelConfig)
-    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+    adapter: AdapterSettings = dataclasses.field(default_factory=AdapterSettings)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)

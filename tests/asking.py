@@ -24,7 +24,7 @@ from mlingo_jax.inference.layout import Layout, layout
 from mlingo_jax.inference.programs import Networks
 from mlingo_jax.inference.requests import Piece, Request
 from mlingo_jax.inference.stopping import StopRule, stop_rule
-from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.partition import partition
@@ -42,7 +42,7 @@ def tiny_networks(dtype: Any = jnp.float32, stacked: bool = True) -> tuple[Llama
     # With larger logits the margins between tokens are far above the noise of float32.
     assert llm.head is not None
     llm.head.set_value(5 * llm.head[...])
-    return llm, Adapter(FEATURES, llm.config.embed_dim, rngs=nnx.Rngs(1))
+    return llm, Adapter(AdapterConfig(FEATURES, llm.config.embed_dim), rngs=nnx.Rngs(1))
 
 
 def tiny_rule(folder: Path) -> StopRule:

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.adapter import Adapter, AdapterConfig
 
 
 def test_the_first_draw_is_even_within_torch_s_bound():
     """MusiLingo's own sizes, 1,024 to 4,096: a standard deviation of 0.018, of the bias too."""
-    adapter = Adapter(1024, 4096, rngs=nnx.Rngs(0))
+    adapter = Adapter(AdapterConfig(1024, 4096), rngs=nnx.Rngs(0))
     bias = adapter.projection.bias
     assert bias is not None
     kernel, bias = np.asarray(adapter.projection.kernel[...]), np.asarray(bias[...])
@@ -23,7 +23,9 @@ def test_the_first_draw_is_even_within_torch_s_bound():
 
 
 def test_the_draw_is_the_seed_s():
-    one, same, other = (jax.tree.leaves(nnx.state(Adapter(8, 6, rngs=nnx.Rngs(seed)))) for seed in (1, 1, 2))
+    one, same, other = (
+        jax.tree.leaves(nnx.state(Adapter(AdapterConfig(8, 6), rngs=nnx.Rngs(seed)))) for seed in (1, 1, 2)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -32,7 +34,7 @@ def test_it_is_torch_s_law():
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     theirs = torch.nn.Linear(1024, 4096)
-    ours = Adapter(1024, 4096, rngs=nnx.Rngs(0)).projection
+    ours = Adapter(AdapterConfig(1024, 4096), rngs=nnx.Rngs(0)).projection
     assert ours.bias is not None
     for a, b in ((ours.kernel[...], theirs.weight), (ours.bias[...], theirs.bias)):
         quantiles = np.linspace(0, 1, 11)

@@ -28,7 +28,9 @@ def make(step: int, size: int = 8) -> CheckpointState:
         "opt_state": {"count": np.array(step, np.int32), "mu": adapter},
         "token_count": np.array(2.5, np.float32),
     }
-    return CheckpointState(step, adapter, optimizer, {"next_index": step}, {"skipped": [7]}, ["7.wav: not audio"])
+    return CheckpointState(
+        step, {"adapter": adapter}, optimizer, {"next_index": step}, {"skipped": [7]}, ["7.wav: not audio"]
+    )
 
 
 def keeping(run: Path, keep: int) -> Checkpoints:
@@ -65,9 +67,9 @@ def assert_is(saved: CheckpointState | None, step: int) -> None:
     expected = make(step)
     assert (saved.step, saved.data, saved.watch) == (step, {"next_index": step}, {"skipped": [7]})
     assert saved.unreadable == ["7.wav: not audio"]
-    for name, values in expected.adapter["projection"].items():
-        np.testing.assert_array_equal(saved.adapter["projection"][name], values)
-        assert saved.adapter["projection"][name].dtype == np.float32
+    for name, values in expected.trained["adapter"]["projection"].items():
+        np.testing.assert_array_equal(saved.trained["adapter"]["projection"][name], values)
+        assert saved.trained["adapter"]["projection"][name].dtype == np.float32
     assert saved.optimizer["opt_state"]["count"] == step
     assert saved.optimizer["token_count"] == 2.5
 
@@ -76,7 +78,7 @@ def test_the_newest_are_kept_and_read_back(run):
     assert kept(run) == ["20", "30"]
     assert_is(restore(run), 30)
     adapter, described = load_run_adapter(run)
-    np.testing.assert_array_equal(adapter["projection"]["kernel"], make(30).adapter["projection"]["kernel"])
+    np.testing.assert_array_equal(adapter["projection"]["kernel"], make(30).trained["adapter"]["projection"]["kernel"])
     assert described == RUN
 
 
@@ -107,7 +109,9 @@ def test_one_checkpoint_of_a_run_may_be_named(run, monkeypatch):
     monkeypatch.chdir(run / "checkpoints")
     for source in (run / "checkpoints" / "20", "20", "../checkpoints/20"):
         adapter, described = load_run_adapter(source)
-        np.testing.assert_array_equal(adapter["projection"]["kernel"], make(20).adapter["projection"]["kernel"])
+        np.testing.assert_array_equal(
+            adapter["projection"]["kernel"], make(20).trained["adapter"]["projection"]["kernel"]
+        )
         assert described == RUN
         assert identify(Path(source)) == Found("adapter", "run")
     flip_a_bit(run / "checkpoints" / "20")
@@ -249,7 +253,7 @@ def test_a_workdir_may_be_called_anything(tmp_path, name):
     assert_is(restore(workdir), 20)
     np.testing.assert_array_equal(
         load_run_adapter(workdir / "checkpoints" / "10")[0]["projection"]["kernel"],
-        make(10).adapter["projection"]["kernel"],
+        make(10).trained["adapter"]["projection"]["kernel"],
     )
 
 

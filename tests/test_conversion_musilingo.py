@@ -98,7 +98,7 @@ def test_adapter_from_any_file(tmp_path: Path, folder: str):
     if folder == "safetensors":
         source = tmp_path / "adapter.safetensors"
         save_file(ADAPTER, source)
-    params = load_adapter(source)
+    _, params = load_adapter(source)
     np.testing.assert_array_equal(params["projection"]["kernel"], ADAPTER["llama_proj.weight"].T)
     np.testing.assert_array_equal(params["projection"]["bias"], ADAPTER["llama_proj.bias"])
     assert list(params) == ["projection"]
@@ -146,7 +146,7 @@ def test_released_folder_with_its_towers_files(towers: Path, tmp_path: Path):
     # Each part alone, and the whole again.
     to_pytorch.convert(tmp_path / "jax", tmp_path / "adapter.pth")
     np.testing.assert_array_equal(
-        load_adapter(tmp_path / "adapter.pth")["projection"]["bias"], ADAPTER["llama_proj.bias"]
+        load_adapter(tmp_path / "adapter.pth")[1]["projection"]["bias"], ADAPTER["llama_proj.bias"]
     )
     to_pytorch.convert(tmp_path / "jax/mert", tmp_path / "mert")
     assert bits(read_checkpoint(tmp_path / "mert")) == bits(read_checkpoint(towers / "mert"))
@@ -166,7 +166,7 @@ def test_every_part_of_a_musilingo_loads_from_the_whole(towers: Path, tmp_path: 
         )
         # float16 in the shards, so not the towers' own.
         assert load_tower(whole, kind="llama", dtype="float32").config.embed_dim == 32
-        np.testing.assert_array_equal(load_adapter(whole)["projection"]["kernel"], ADAPTER["llama_proj.weight"].T)
+        np.testing.assert_array_equal(load_adapter(whole)[1]["projection"]["kernel"], ADAPTER["llama_proj.weight"].T)
 
 
 def test_published_folder(towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
@@ -294,7 +294,10 @@ def save_run(workdir: Path, more: Mapping[str, np.ndarray]) -> None:
     adapter = {"projection": {"kernel": kernel, "bias": bias}, **more}
     with Checkpoints(workdir, keep=1, best=0, losses={}) as checkpoints:
         checkpoints.save(
-            CheckpointState(step=7 + len(more), adapter=adapter, optimizer={"count": np.zeros(())}, data={}), {}
+            CheckpointState(
+                step=7 + len(more), trained={"adapter": adapter}, optimizer={"count": np.zeros(())}, data={}
+            ),
+            {},
         )
 
 
@@ -321,13 +324,13 @@ def test_run_to_pytorch(run: Path, towers: Path, tmp_path: Path):
 
 def test_run_to_jax(run: Path, tmp_path: Path):
     to_jax.convert(run, tmp_path / "adapter")
-    jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path / "adapter"), load_adapter(run))
+    jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path / "adapter")[1], load_adapter(run)[1])
 
 
 def test_learned_state_weights_have_no_place_in_the_original(run: Path, tmp_path: Path):
     save_run(run, {"layer_weights": np.arange(3, dtype=np.float32)})
     to_jax.convert(run, tmp_path / "adapter")
-    np.testing.assert_array_equal(load_adapter(tmp_path / "adapter")["layer_weights"], np.arange(3))
+    np.testing.assert_array_equal(load_adapter(tmp_path / "adapter")[1]["layer_weights"], np.arange(3))
     for target in ("adapter.pth", "musilingo"):
         with pytest.raises(UserError, match="learned a weight for each of the encoder's hidden states"):
             to_pytorch.convert(run, tmp_path / target)

@@ -81,7 +81,7 @@ def test_an_answer_is_that_of_one_pass_over_the_whole_prompt(networks, requests,
         tokens[i, : length + len(answer.tokens)] = [*prompt.tokens, *answer.tokens]
         index[i, :length] = prompt.music_index
         music[i, : len(prompt.music)] = prompt.music
-    embeddings = embed_rows(llm, jnp.asarray(tokens), jnp.asarray(index), adapter(jnp.asarray(music)))
+    embeddings = embed_rows(llm, jnp.asarray(tokens), jnp.asarray(index), adapter.tokens(jnp.asarray(music)))
     positions = jnp.broadcast_to(jnp.arange(places), tokens.shape)
     likeliest = llm.logits(llm(embeddings, positions, jnp.ones_like(positions))).argmax(-1)
     for row, (r, answer) in zip(likeliest, greedy, strict=True):

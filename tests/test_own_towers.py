@@ -40,7 +40,7 @@ def run(request, corpus, tmp_path_factory) -> Path:
     (workdir / "run.json").write_text(json.dumps({**towers, "id": "r", "prompt": prompt, "window": 20}))
     adapter = {"projection": {"kernel": np.ones((24, 32), np.float32), "bias": np.zeros(32, np.float32)}}
     with Checkpoints(workdir, keep=1, best=0, losses={}) as checkpoints:
-        checkpoints.save(CheckpointState(5, adapter, {"opt_state": adapter}, {}), {})
+        checkpoints.save(CheckpointState(5, {"adapter": adapter}, {"opt_state": adapter}, {}), {})
     return workdir
 
 

@@ -20,7 +20,7 @@ from mlingo_jax.data.tokenizer import load_tokenizer
 from mlingo_jax.features.cache import FeatureCache, Fingerprint
 from mlingo_jax.features.fill import fill_cache
 from mlingo_jax.features.sources import CachedFeatures
-from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.musilingo import token_log_probs
 from mlingo_jax.weights.load import load_tower
 from tests.collections_of_music import RATE, tones
@@ -126,7 +126,7 @@ def test_the_stream_has_every_example_once_and_goes_on(examples, prompt, music, 
 def test_a_packed_example_has_the_loss_it_has_alone(folder, examples, prompt, music, packing):
     tower = load_tower(folder / "llm", kind="llama", dtype="float32")
     llm = nnx.merge(tower.graphdef, nnx.State(tower.params))
-    adapter = Adapter(WIDTH, LLAMA["hidden_size"], states=None, rngs=nnx.Rngs(0))
+    adapter = Adapter(AdapterConfig(WIDTH, LLAMA["hidden_size"]), rngs=nnx.Rngs(0))
 
     def losses(batch) -> np.ndarray:
         fields = {name: jax.numpy.asarray(values) for name, values in batch.items() if name != "example"}

@@ -48,7 +48,7 @@ def test_a_step_is_traced_with_the_batch_contract():
     config.data.length = 24
     config.data.encode_in_step, config.data.crop_seconds = True, 2.0
     (state, frozen, batch), _ = trace_train_step(tiny(config), make_mesh(MeshConfig())).args_info
-    assert frozen.keys() == {"llm", "mert"}
+    assert frozen.keys() == {"llm", "encoder"}
     assert {name: (a.shape, a.dtype) for name, a in batch.items()} == {
         **dict.fromkeys(("tokens", "music_index", "positions", "segments"), ((2, 24), jnp.int32)),
         "loss_weights": ((2, 24), jnp.float32),

@@ -19,8 +19,9 @@ from mlingo_jax.settings import Config, MeshConfig
 from mlingo_jax.weights.load import load_tower
 from mlingo_jax.errors import UserError
 from mlingo_jax.training.sharding import AXES, check_batch, make_mesh, put_batch, replicate
-from mlingo_jax.training.step import Networks, Schedule, compile_train_step, init_state
-from tests.test_step import config, make_batch, new_adapter
+from mlingo_jax.training.step import compile_train_step, init_state
+from mlingo_jax.models.musilingo import Networks
+from tests.test_step import config, make_batch, new_adapter, schedule_of
 
 def refusal(call):
     try:
@@ -36,8 +37,8 @@ def losses(mesh):
     with jax.set_mesh(mesh):
         llm = load_tower(LLM, kind="llama", dtype="float32", mesh=mesh)
         graph, adapter = new_adapter()
-        step = compile_train_step(Networks(graph, llm.graphdef, None, False, 325, "layer"), Schedule.of(config()), mesh)
-        state, found = replicate(init_state(adapter, config().optim), mesh), []
+        step = compile_train_step(Networks(llm.graphdef, graph, remat="layer"), schedule_of(config()), mesh)
+        state, found = replicate(init_state({"adapter": adapter}, config().optim), mesh), []
         for number in range(2):
             state, metrics = step(state, {"llm": llm.params}, put_batch(make_batch(number, rows=8), mesh))
             found.append(float(metrics["loss"]))
@@ -45,7 +46,7 @@ def losses(mesh):
             "losses": found,
             "compiles": step._cache_size(),
             "share": share(llm.params),
-            "adapter": state.adapter["projection"]["kernel"].sharding.is_fully_replicated,
+            "adapter": state.trained["adapter"]["projection"]["kernel"].sharding.is_fully_replicated,
         }
 
 def encoded(mesh):

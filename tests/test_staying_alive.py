@@ -99,7 +99,7 @@ def assert_same(workdir: Path, alone: Path) -> None:
     assert ours
     assert theirs
     assert (ours.step, ours.data, ours.watch) == (theirs.step, theirs.data, theirs.watch)
-    jax.tree.map(np.testing.assert_array_equal, (ours.adapter, ours.optimizer), (theirs.adapter, theirs.optimizer))
+    jax.tree.map(np.testing.assert_array_equal, (ours.trained, ours.optimizer), (theirs.trained, theirs.optimizer))
 
 
 def test_sigterm_saves_and_stops_and_the_same_command_goes_on(alone, corpus, environment, tmp_path):

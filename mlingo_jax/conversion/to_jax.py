@@ -9,10 +9,9 @@ from mlingo_jax.cli import run_cli
 from mlingo_jax.errors import UserError
 from mlingo_jax.processes import initialize, is_primary, run_on_primary
 from mlingo_jax.weights import released
-from mlingo_jax.weights.adapter import open_adapter
+from mlingo_jax.weights.adapter import OpenAdapter, open_adapter
 from mlingo_jax.weights.checkpoints import write_checkpoint
 from mlingo_jax.weights.folders import carry, find, identify, new_target, write_record
-from mlingo_jax.weights.tensors import Tensors
 from mlingo_jax.weights.towers import KINDS, OpenTower, open_tower
 
 SHARD_BYTES = 512 * 2**20
@@ -58,10 +57,10 @@ def _write_tower(tower: OpenTower, folder: Path) -> None:
     )
 
 
-def _write_adapter(tensors: Tensors, folder: Path) -> None:
+def _write_adapter(adapter: OpenAdapter, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    write_checkpoint(folder, tensors, shard_bytes=SHARD_BYTES, title="adapter")
-    write_record(folder, "adapter")
+    write_checkpoint(folder, adapter.tensors, shard_bytes=SHARD_BYTES, title="adapter")
+    write_record(folder, "adapter", adapter_config=adapter.config.to_json())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

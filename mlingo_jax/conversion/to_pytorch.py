@@ -15,7 +15,7 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.files import write_json
 from mlingo_jax.processes import initialize, is_primary, run_on_primary
 from mlingo_jax.weights import released
-from mlingo_jax.weights.adapter import LAYER_WEIGHTS, adapter_entries, open_adapter
+from mlingo_jax.weights.adapter import adapter_entries, open_adapter
 from mlingo_jax.weights.checkpoints import FORMS, Form, write_checkpoint
 from mlingo_jax.weights.folders import Found, carry, find, identify, new_target
 from mlingo_jax.weights.keymap import to_torch
@@ -57,13 +57,13 @@ def _write_tower(tower: OpenTower, folder: Path, form: Form) -> None:
 
 
 def _adapter_tensors(source: Path) -> dict[str, Tensor]:
-    tensors = open_adapter(source)
-    if LAYER_WEIGHTS in tensors:
+    adapter = open_adapter(source)
+    if adapter.config.per_layer:
         raise UserError(
             f"{source}: its adapter learned a weight for each of the encoder's hidden states; the reference "
             "implementation takes their plain mean, so there is nothing to convert it to"
         )
-    return to_torch(adapter_entries(tensors), tensors, str(source))
+    return to_torch(adapter_entries(adapter.config), adapter.tensors, str(source))
 
 
 def _write_musilingo(source: Path, found: Found, folder: Path, form: Form) -> None:

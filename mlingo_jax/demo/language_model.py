@@ -20,7 +20,7 @@ from mlingo_jax.data.prompt import Prompt, PromptSettings, collate
 from mlingo_jax.demo.music import ATTRIBUTES
 from mlingo_jax.demo.texts import CAPTION, all_templates, ask, tell
 from mlingo_jax.demo.towers import Batch, Params, fit, write_tower
-from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.musilingo import answer_loss
@@ -54,7 +54,7 @@ def make_language_model(folder: Path, prompt: PromptSettings, *, steps: int, see
     config = LlamaConfig.from_json(values, "the demo's language model")
     model = Llama(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     graphdef, state = nnx.split(model, nnx.Param)
-    adapter = nnx.graphdef(Adapter(config.vocab_size, config.embed_dim, rngs=nnx.Rngs(seed)))
+    adapter = nnx.graphdef(Adapter(AdapterConfig(config.vocab_size, config.embed_dim), rngs=nnx.Rngs(seed)))
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
         # The adapter's place is taken by the embedding table: a music token is a weighted sum of words.

@@ -103,5 +103,5 @@ def _news(number: int, request: Request, tokens: list[int], length: int, state: 
 @partial(jax.jit, static_argnums=0)
 def _embed(networks: Networks, params: Any, pieces: Pieces) -> Float[Array, "B P E"]:
     llm, adapter = networks.merge(params)
-    music = adapter(jnp.asarray(pieces.music))
+    music = adapter.tokens(jnp.asarray(pieces.music))
     return embed_rows(llm, jnp.asarray(pieces.tokens), jnp.asarray(pieces.music_index), music)

@@ -244,7 +244,7 @@ def _read(
 ) -> tuple[Float[Array, "A T E"], KVCache, Int32[Array, " A"]]:
     """Reads pieces behind columns that hold `lengths` tokens: their hidden states, all columns, all tokens' number."""
     llm, adapter = networks.merge(params)
-    music = adapter(jnp.asarray(pieces.music))
+    music = adapter.tokens(jnp.asarray(pieces.music))
     embeddings = embed_rows(llm, jnp.asarray(pieces.tokens), jnp.asarray(pieces.music_index), music)
     count, size = pieces.tokens.shape
     room = llm.init_cache(count, size, llm.embedding.dtype)

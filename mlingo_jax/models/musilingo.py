@@ -1,21 +1,63 @@
-"""MusiLingo put together: music tokens are placed among the text, and the answer is scored.
+"""MusiLingo put together: its networks bound, music tokens placed among the text, and the answer scored.
 
 Axes: B rows, L positions in a row, M music tokens, N samples, D encoder width, E language-model width.
 The batch contract (docs/architecture.md) gives each row's fields.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama, vocabulary_logits
+from mlingo_jax.models.mert import Mert
 from mlingo_jax.models.partition import constrain
 
 # A block of logits is [B, 64, V] in float32: for 32 rows of LLaMA's vocabulary 0.26 GB, not 1 GB as at L = 256.
 LOGITS_BLOCK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The static halves of the networks (`nnx.split`), and what is static of how they are run.
+
+    Attributes:
+        encoder: None where the music comes as features.
+        frames_per_token: encoder frames averaged into one music token; only with an encoder.
+        remat: what the backward pass recomputes, see `mlingo_jax.models.llama.REMAT`.
+    """
+
+    llm: nnx.GraphDef[Llama]
+    adapter: nnx.GraphDef[Adapter]
+    encoder: nnx.GraphDef[Mert] | None = None
+    frames_per_token: int = 0
+    remat: str = "none"
+
+
+class Bound(NamedTuple):
+    """The networks with their parameters."""
+
+    llm: Llama
+    adapter: Adapter
+    encoder: Mert | None
+
+
+def bind(networks: Networks, frozen: Mapping[str, Any], trained: Mapping[str, Any]) -> Bound:
+    """Binds what is trained to what is frozen.
+
+    Args:
+        networks: the static halves.
+        frozen: the towers' parameters: `llm`, and `encoder` where there is one.
+        trained: the trained parameters by the names of their parts: `adapter`.
+    """
+    encoder = networks.encoder and nnx.merge(networks.encoder, nnx.State(frozen["encoder"]))
+    llm = nnx.merge(networks.llm, nnx.State(frozen["llm"]))
+    return Bound(llm, nnx.merge(networks.adapter, nnx.State(trained["adapter"])), encoder)
 
 
 @jax.named_scope("embed_rows")
@@ -45,7 +87,7 @@ def token_log_probs(
     Position 0 has no predecessor and gets 0; positions of music or padding get a number without meaning: weigh by
     `loss_weights`. `music` is the features before the adapter: [B M D], or [B S M D] with learned layer weights.
     """
-    embeddings = embed_rows(llm, batch["tokens"], batch["music_index"], adapter(music))
+    embeddings = embed_rows(llm, batch["tokens"], batch["music_index"], adapter.tokens(music))
     hidden = llm(embeddings, batch["positions"], batch["segments"], remat=remat)
     return next_token_log_probs(llm, hidden, batch["tokens"])
 

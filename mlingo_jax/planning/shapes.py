@@ -24,15 +24,16 @@ from mlingo_jax.features.encode import count_tokens
 from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
-from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.llama import Llama, stacks_layers
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.models.musilingo import Networks
 from mlingo_jax.models.partition import check_divides, partition
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.settings import Config
 from mlingo_jax.training.sharding import BATCH
-from mlingo_jax.training.step import Networks, Schedule, compile_train_step, init_state
+from mlingo_jax.training.step import Schedule, compile_train_step, init_state
 
 # MERT's, MusicFM's and HuBERT's preprocessors differ; a plan takes MERT's.
 SAMPLE_RATE = 24_000
@@ -109,7 +110,7 @@ def networks(shapes: Shapes, mesh: Mesh | None = None) -> tuple[Mert, Llama, Ada
         nnx.eval_shape(lambda: Mert(shapes.encoder, dtype=jnp.dtype(config.mert.dtype), rngs=nnx.Rngs(0))),
         nnx.eval_shape(lambda: language(rngs=nnx.Rngs(0))),
         nnx.eval_shape(
-            lambda: Adapter(shapes.encoder.embed_dim, shapes.llm.embed_dim, states=states, rngs=nnx.Rngs(0))
+            lambda: Adapter(AdapterConfig(shapes.encoder.embed_dim, shapes.llm.embed_dim, states), rngs=nnx.Rngs(0))
         ),
     )
 
@@ -145,22 +146,20 @@ def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
     config = shapes.config
     mert, llm, adapter = networks(shapes, mesh)
     graph, params = split(adapter, mesh)
-    state = _whole(jax.eval_shape(partial(init_state, optim=config.optim), params), mesh)
+    state = _whole(jax.eval_shape(partial(init_state, optim=config.optim), {"adapter": params}), mesh)
     llm_graph, llm_params = split(llm, mesh)
     frozen = {"llm": llm_params}
     batch = text_batch(config.batch_size, shapes.length, mesh)
     rows = partial(_rows, config.batch_size, mesh)
     if config.data.encode_in_step:
-        mert_graph, frozen["mert"] = split(mert, mesh)
+        encoder_graph, frozen["encoder"] = split(mert, mesh)
         batch |= {"waveform": rows((shapes.samples,), jnp.float32), "waveform_length": rows((), jnp.int32)}
     else:
-        mert_graph = None
+        encoder_graph = None
         states = (shapes.encoder.states,) if config.adapter.layer_weights else ()
         batch["music"] = rows((*states, shapes.music, shapes.encoder.embed_dim), jnp.float32)
-    static = Networks(
-        graph, llm_graph, mert_graph, shapes.spec.per_layer, shapes.spec.frames_per_token, config.llm.remat
-    )
-    step: Any = compile_train_step(static, Schedule.of(config), mesh)
+    static = Networks(llm_graph, graph, encoder_graph, shapes.spec.frames_per_token, config.llm.remat)
+    step: Any = compile_train_step(static, Schedule(config.optim, config.steps, config.accumulate), mesh)
     with jax.set_mesh(mesh):
         return step.trace(state, frozen, batch)
 

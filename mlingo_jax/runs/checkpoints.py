@@ -7,6 +7,7 @@ bit. Its metadata say which run and which step it is of.
 import contextlib
 import dataclasses
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -30,12 +31,13 @@ SUMS = "SHA256SUMS"
 class CheckpointState:
     """What a checkpoint holds, as numpy arrays and JSON values.
 
+    trained: the trained parameters by the names of their parts, each an item of its own in the checkpoint: `adapter`.
     data: the state of the data's iterator. watch: that of the loop's `LossMonitor`. unreadable: why clips could not be
     read.
     """
 
     step: int
-    adapter: dict[str, Any]
+    trained: dict[str, Any]
     optimizer: dict[str, Any]
     data: dict[str, Any]
     watch: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -56,10 +58,10 @@ def load_run_adapter(source: str | Path) -> tuple[dict[str, Any], dict[str, Any]
         saved = restore(source)
         if saved is None:
             raise UserError(f"{source}: the run has no checkpoint yet; let it train further")
-        return saved.adapter, run
+        return saved.trained["adapter"], run
     folder = Path(source).resolve()
     try:
-        return read_checkpoint(folder, run.get("id"), int(folder.name)).adapter, run
+        return read_checkpoint(folder, run.get("id"), int(folder.name)).trained["adapter"], run
     except Exception as error:
         # As in `restore`.
         reason = first_line(error)
@@ -109,8 +111,18 @@ def read_checkpoint(folder: Path, run: str | None, step: int) -> CheckpointState
             raise ValueError(f"it is the checkpoint of step {states['step']}")
         items = ocp.load_checkpointables(str(path))
     watch, unreadable = states.get("watch", {}), states.get("unreadable", [])
-    adapter, optimizer = current_names(items["adapter"]), current_names(items["optimizer"])
-    return CheckpointState(step, adapter, optimizer, states["data"], watch, unreadable)
+    trained = {name: current_names(item) for name, item in items.items()}
+    optimizer = _by_parts(trained.pop("optimizer"))
+    return CheckpointState(step, trained, optimizer, states["data"], watch, unreadable)
+
+
+def _by_parts(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """The optimiser's state by the names of what is trained; in earlier checkpoints that is the adapter, unnamed."""
+    gradient = optimizer.get("gradient")
+    if gradient is None or "adapter" in gradient:
+        return optimizer
+    moments = {re.sub(r"\b(mu|nu)\.", r"\1.adapter.", name): leaf for name, leaf in optimizer["opt_state"].items()}
+    return {**optimizer, "gradient": {"adapter": gradient}, "opt_state": moments}
 
 
 @contextlib.contextmanager

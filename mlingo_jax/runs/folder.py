@@ -8,6 +8,8 @@ from mlingo_jax.differences import current_names
 from mlingo_jax.errors import UserError
 
 RUN, CHECKPOINTS = "run.json", "checkpoints"
+# What the settings, run.json and checkpoints call the towers.
+TOWERS = {"encoder": "mert", "llm": "llm"}
 
 
 def run_of(source: str | Path) -> Path | None:

@@ -76,7 +76,7 @@ class Checkpoints:
         # Begun here and not in the thread: the processes compare their paths by a collective.
         response = ocp.save_checkpointables_async(
             str(self._orbax / self._unfinished(saved.step).name),
-            {"adapter": saved.adapter, "optimizer": saved.optimizer},
+            {**saved.trained, "optimizer": saved.optimizer},
             custom_metadata=metadata,
             overwrite=True,
         )
@@ -151,7 +151,7 @@ class Checkpoints:
             shutil.rmtree(self._folder / str(step))
 
     def _check_space(self, saved: CheckpointState) -> None:
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((saved.adapter, saved.optimizer))) + (1 << 20)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((saved.trained, saved.optimizer))) + (1 << 20)
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             reason = f"it needs {needed / 1e6:.2f} MB, the disk has {free / 1e6:.2f} MB left"
@@ -180,7 +180,7 @@ def set_aside(workdir: str | Path, *, after: int) -> None:
 
 def _require_same(read: CheckpointState, saved: CheckpointState) -> None:
     """Raises ValueError unless every number that was read back is the one that was to be saved, to the bit."""
-    pairs = jax.tree.map(_is_same, (read.adapter, read.optimizer), (saved.adapter, saved.optimizer))
+    pairs = jax.tree.map(_is_same, (read.trained, read.optimizer), (saved.trained, saved.optimizer))
     if not all(jax.tree.leaves(pairs)) or json.dumps(read.data) != json.dumps(saved.data):
         raise ValueError("what is read back is not what was saved")
 

@@ -23,7 +23,7 @@ from mlingo_jax.errors import Stopped, UserError
 from mlingo_jax.files import exclusive_lock
 from mlingo_jax.processes import all_gather, is_primary
 from mlingo_jax.runs.checkpoints import CheckpointState, restore
-from mlingo_jax.runs.folder import CHECKPOINTS
+from mlingo_jax.runs.folder import CHECKPOINTS, TOWERS
 from mlingo_jax.settings import Config
 from mlingo_jax.training.checkpoint import Checkpoints, set_aside, to_host
 from mlingo_jax.training.loss_monitor import LossMonitor
@@ -148,7 +148,9 @@ class Loop:
         self._unreadable = Unreadable(
             setup.clips, config.data.max_bad_fraction, progress.warn, unreadable, Path(config.workdir)
         )
-        self._train_step = compile_train_step(setup.networks, Schedule.of(config), mesh)
+        self._train_step = compile_train_step(
+            setup.networks, Schedule(config.optim, config.steps, config.accumulate), mesh
+        )
         self._eval_step = compile_eval_step(setup.networks, mesh)
 
     def run(self) -> None:
@@ -208,12 +210,12 @@ class Loop:
 
     def _begin(self) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
         saved = self._saved
-        state, batches = init_state(self._setup.adapter, self._config.optim), self._setup.train_batches()
+        state, batches = init_state(self._setup.trained, self._config.optim), self._setup.train_batches()
         if not saved:
             return replicate(state, self._mesh), batches
         opt_state: Any = with_opt_state(state.opt_state, saved.optimizer["opt_state"])
         rest = saved.optimizer | {"opt_state": opt_state}
-        state = TrainState(step=np.int32(saved.step), adapter=saved.adapter, **rest)
+        state = TrainState(step=np.int32(saved.step), trained=saved.trained, **rest)
         batches.set_state(saved.data)
         state = replicate(state, self._mesh)
         if self._evaluates(saved.step) and saved.step not in self._record.evaluations:
@@ -263,7 +265,7 @@ class Loop:
         sums: list[tuple[np.ndarray, np.ndarray]] = []
         waiting = None
         for batch in self._setup.eval_batches():
-            queued = self._eval_step(state.adapter, self._setup.frozen, self._put(batch))
+            queued = self._eval_step(state.trained, self._setup.frozen, self._put(batch))
             sums += [jax.device_get(waiting)] if waiting else []
             waiting = queued
             if self._stop.asked():
@@ -284,8 +286,8 @@ class Loop:
         }
         data = batches.get_state()
         unreadable = self._unreadable.share()
-        saved = CheckpointState(step, to_host(state.adapter), to_host(optimizer), data, self._watch.state, unreadable)
-        towers = {name: self._setup.run[name]["identity"] for name in ("mert", "llm")}
+        saved = CheckpointState(step, to_host(state.trained), to_host(optimizer), data, self._watch.state, unreadable)
+        towers = {name: self._setup.run[name]["identity"] for name in TOWERS.values()}
         self._checkpoints.save(saved, towers)
 
 
@@ -304,7 +306,7 @@ def prove_frozen(setup: RunSetup) -> dict[str, str]:
     """The checksums of the towers on the devices; RuntimeError if one is not that of the tower as it was loaded."""
     sums = {name: weights_checksum(params) for name, params in setup.frozen.items()}
     for name, found in sums.items():
-        expected = setup.run[name]["identity"]["weights"]
+        expected = setup.run[TOWERS[name]]["identity"]["weights"]
         if found != expected:
             raise RuntimeError(f"{name}: the frozen tower has changed: its checksum was {expected}, is {found}")
     return sums

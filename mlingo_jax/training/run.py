@@ -1,8 +1,8 @@
 """What a run is: `config.json` (its settings) and `run.json` (what it was really made of). Another run is refused.
 
 run.json: the run's id, mert and llm (folder or hub id, identity), the checksum of the adapter before the first step,
-frames_per_token, prompt, data (numbers, fingerprint, the audio's digest), seed, versions, git commit, devices, and the
-compiler's flags of the environment.
+frames_per_token, prompt, data (numbers, fingerprint, the audio's digest), seed, the adapter's architecture, versions,
+git commit, devices, and the compiler's flags of the environment.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from mlingo_jax.differences import current_names, differences, flatten
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import read_json, write_atomic
 from mlingo_jax.flags import fields, to_json
+from mlingo_jax.models.adapter import AdapterConfig
 from mlingo_jax.processes import all_gather
 from mlingo_jax.runs.folder import RUN, is_run, read_run
 from mlingo_jax.settings import Config
@@ -53,7 +54,13 @@ def describe_data(statistics: ExampleStatistics, train: int, length: int, audio:
 
 
 def describe_run(
-    config: Config, mert: Mapping[str, Any], llm: Mapping[str, Any], adapter: str, data: Mapping[str, Any]
+    config: Config,
+    *,
+    mert: Mapping[str, Any],
+    llm: Mapping[str, Any],
+    adapter: str,
+    architecture: AdapterConfig,
+    data: Mapping[str, Any],
 ) -> dict[str, Any]:
     """`run.json` for a run with these towers ({"folder", "identity"} each), first adapter (a checksum) and data.
 
@@ -72,6 +79,7 @@ def describe_run(
     return {
         "id": _digest(_fixed(config), made_of),
         **made_of,
+        "adapter_config": architecture.to_json(),
         "versions": {
             "mlingo_jax": mlingo_jax.__version__,
             "python": platform.python_version(),

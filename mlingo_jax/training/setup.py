@@ -21,8 +21,9 @@ from mlingo_jax.data.statistics import example_statistics, row_sizes
 from mlingo_jax.data.unreadable import LISTED, named
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.spec import FeatureSpec
-from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.llama_config import LlamaConfig
+from mlingo_jax.models.musilingo import Networks
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.runs.folder import read_run, run_of
 from mlingo_jax.settings import Config
@@ -31,7 +32,6 @@ from mlingo_jax.training.music import RunMusic, lasting, mean_seconds, open_musi
 from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import check_encoder, describe_data, describe_run, prompt_settings, require_towers
 from mlingo_jax.training.sharding import check_batch, reading_share
-from mlingo_jax.training.step import Networks
 from mlingo_jax.weights.checksum import weights_checksum
 from mlingo_jax.weights.load import Tower, fit_adapter, load_adapter, load_tower, open_with_files
 from mlingo_jax.wording import counted
@@ -42,7 +42,7 @@ class RunSetup:
     """A run that is ready to start.
 
     networks, frozen: the static halves, and the towers' parameters on the devices, as the step takes them.
-    adapter: the trained parameters before the first step.
+    trained: the trained parameters before the first step, by the names of their parts.
     run: the contents of run.json.
     examples: those to train on; a batch's `example` says which ones are in it.
     train_batches, eval_batches: make the endless stream of batches, and one pass over the held-out examples.
@@ -53,7 +53,7 @@ class RunSetup:
 
     networks: Networks
     frozen: dict[str, Params]
-    adapter: Params
+    trained: Params
     run: dict[str, Any]
     examples: Examples
     train_batches: Callable[[], grain.DatasetIterator[Batch]]
@@ -98,17 +98,18 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
     sizes = row_sizes(statistics, music.music)
     layout = lay_out(config, train, held_out, sizes)
     graph, adapter = _make_adapter(config, music, llm)
-    networks = Networks(graph, llm.graphdef, None, spec.per_layer, spec.frames_per_token, config.llm.remat)
+    networks = Networks(llm.graphdef, graph, None, spec.frames_per_token, config.llm.remat)
     frozen = {"llm": llm.params}
     if music.tower is not None:
-        networks = dataclasses.replace(networks, mert=music.tower.graphdef)
-        frozen["mert"] = music.tower.params
+        networks = dataclasses.replace(networks, encoder=music.tower.graphdef)
+        frozen["encoder"] = music.tower.params
 
     run = describe_run(
         config,
         mert={"folder": music.folder, "identity": music.identity},
         llm={"folder": lasting(config.llm.path), "identity": llm.identity},
         adapter=weights_checksum(adapter),
+        architecture=AdapterConfig(music.embed_dim, llm.config.embed_dim, music.states),
         data=describe_data(statistics, len(train), layout.length, music.audio),
     )
 
@@ -119,7 +120,7 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
     return RunSetup(
         networks=networks,
         frozen=frozen,
-        adapter=adapter,
+        trained={"adapter": adapter},
         run=run,
         examples=train,
         train_batches=lambda: train_batches(config, train, prompt, music.music, layout, **place),
@@ -156,15 +157,15 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
 
 def overview(setup: RunSetup) -> list[str]:
     """What is trained and what is frozen, a line each, with numbers of parameters."""
-    trees = {"adapter": ("trained", setup.adapter)}
-    trees |= {name: ("frozen", params) for name, params in setup.frozen.items()}
+    trees = [("trained", *part) for part in setup.trained.items()]
+    trees += [("frozen", *tower) for tower in setup.frozen.items()]
     lines = []
-    for name, (state, params) in trees.items():
+    for state, name, params in trees:
         arrays = jax.tree.leaves(params)
         dtypes = ", ".join(sorted({str(a.dtype) for a in arrays}))
         lines.append(f"{state:8}{name:8}{sum(a.size for a in arrays):>15,} parameters, {dtypes}")
-    if "mert" not in setup.frozen:
-        lines.append(f"{'frozen':8}{'mert':8}{'':>15} not needed: every clip has been encoded")
+    if "encoder" not in setup.frozen:
+        lines.append(f"{'frozen':8}{'encoder':8}{'':>15} not needed: every clip has been encoded")
     return lines
 
 
@@ -174,10 +175,8 @@ def _make_adapter(config: Config, music: RunMusic, llm: Tower) -> tuple[nnx.Grap
     if start and run_of(start):
         require_towers(start, read_run(start), mert=music.identity, llm=llm.identity)
     return fit_adapter(
-        load_adapter(start) if start else None,
-        features=music.embed_dim,
-        tokens=llm.config.embed_dim,
-        states=music.states,
+        load_adapter(start)[1] if start else None,
+        AdapterConfig(music.embed_dim, llm.config.embed_dim, music.states),
         seed=config.seed,
         source=start,
     )

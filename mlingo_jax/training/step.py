@@ -1,7 +1,9 @@
 """The train step: a pure function from a state and a micro-batch to the next state and what is worth knowing of it.
 
-Only the adapter's parameters are differentiated. The towers are an argument: a closure would bake gigabytes into the
-program, and donating them would lose them. Axes: B rows, L positions, M music tokens, N samples, D encoder width.
+Only what is trained is differentiated, a tree of named parts: the adapter. The towers are an argument: a closure would
+bake gigabytes into the program, and donating them would lose them.
+
+Axes: B rows, L positions, M music tokens, N samples, D encoder width.
 """
 
 import dataclasses
@@ -11,16 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import Llama
-from mlingo_jax.models.mert import Mert
-from mlingo_jax.models.musilingo import answer_loss
-from mlingo_jax.settings import Config, OptimConfig
+from mlingo_jax.models.musilingo import Networks, answer_loss, bind
+from mlingo_jax.settings import OptimConfig
 from mlingo_jax.training.optim import Params, adamw, learning_rate
 
 Batch = Mapping[str, Array]
@@ -35,88 +33,60 @@ class TrainState:
     """What a step changes, all of it donated to the next one. Leaves are arrays, or their shapes under `eval_shape`.
 
     step: micro-steps done, int32 [].
-    adapter: the trained parameters, float32.
+    trained: the trained parameters by the names of their parts, float32.
     opt_state: AdamW's, as optax keeps them.
     gradient: the loss sum's gradient, summed over the micro-steps since the last update.
     token_count: the number of answer tokens in it, float32 [].
     """
 
     step: Any
-    adapter: Params
+    trained: Params
     opt_state: optax.OptState
     gradient: Params
     token_count: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Networks:
-    """The static halves of the networks (`nnx.split`); without `mert`, batches bring `music` along.
-
-    per_layer: the adapter weighs the encoder's hidden states itself, so features keep them apart.
-    frames_per_token: encoder frames averaged into one music token. remat: see `mlingo_jax.models.llama.REMAT`.
-    """
-
-    adapter: nnx.GraphDef[Adapter]
-    llm: nnx.GraphDef[Llama]
-    mert: nnx.GraphDef[Mert] | None
-    per_layer: bool
-    frames_per_token: int
-    remat: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Schedule:
-    """When and how the adapter is updated: by `optim`, every `accumulate`-th of `steps` micro-steps."""
+    """When and how what is trained is updated: by `optim`, every `accumulate`-th of `steps` micro-steps."""
 
     optim: OptimConfig
     steps: int
     accumulate: int
 
-    @classmethod
-    def of(cls, config: Config) -> "Schedule":
-        """That of a run."""
-        return cls(config.optim, config.steps, config.accumulate)
 
-
-def init_state(adapter: Params, optim: OptimConfig) -> TrainState:
+def init_state(trained: Params, optim: OptimConfig) -> TrainState:
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        adapter=adapter,
-        opt_state=adamw(optim).init(adapter),
-        gradient=jax.tree.map(jnp.zeros_like, adapter),
+        trained=trained,
+        opt_state=adamw(optim).init(trained),
+        gradient=jax.tree.map(jnp.zeros_like, trained),
         token_count=jnp.zeros((), jnp.float32),
     )
 
 
 def loss_sum(
-    adapter: Params, frozen: Mapping[str, Params], batch: Batch, networks: Networks
+    trained: Params, frozen: Mapping[str, Params], batch: Batch, networks: Networks
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The loss summed over the batch's answer tokens, and their number; encodes the audio if the batch brings any."""
-    if networks.mert is None:
+    llm, adapter, encoder = bind(networks, frozen, trained)
+    if encoder is None:
         music = batch["music"]
     else:
-        mert = nnx.merge(networks.mert, nnx.State(frozen["mert"]))
-        music = mert.features(
+        music = encoder.features(
             batch["waveform"],
             batch["waveform_length"],
             frames_per_token=networks.frames_per_token,
-            per_layer=networks.per_layer,
+            per_layer=adapter.config.per_layer,
         )
-    llm = nnx.merge(networks.llm, nnx.State(frozen["llm"]))
-    return answer_loss(
-        llm,
-        nnx.merge(networks.adapter, nnx.State(adapter)),
-        batch,
-        jax.lax.stop_gradient(music),
-        remat=networks.remat,
-    )
+    return answer_loss(llm, adapter, batch, jax.lax.stop_gradient(music), remat=networks.remat)
 
 
 def train_step(
     state: TrainState, frozen: Mapping[str, Params], batch: Batch, *, networks: Networks, schedule: Schedule
 ) -> tuple[TrainState, Metrics]:
-    """One micro-step; every `schedule.accumulate`-th one updates the adapter.
+    """One micro-step; every `schedule.accumulate`-th one updates what is trained.
 
     An update's gradient is that of (loss sum) / (number of answer tokens) over all its micro-batches, so it does not
     depend on how the examples fall into them. A micro-step whose loss or gradient is not finite changes nothing but
@@ -125,7 +95,7 @@ def train_step(
     Metrics, float32 scalars: loss (of this micro-batch), tokens (its answer tokens), learning_rate, gradient_norm (of
     the mean gradient gathered since the last update, before clipping), update_norm (0 between updates), parameter_norm.
     """
-    (total, tokens), gradient = jax.value_and_grad(loss_sum, has_aux=True)(state.adapter, frozen, batch, networks)
+    (total, tokens), gradient = jax.value_and_grad(loss_sum, has_aux=True)(state.trained, frozen, batch, networks)
     gathered = dataclasses.replace(
         state, gradient=jax.tree.map(jnp.add, state.gradient, gradient), token_count=state.token_count + tokens
     )
@@ -137,11 +107,11 @@ def train_step(
     rate = learning_rate(state.step, schedule.optim, schedule.steps)
 
     def update(state: TrainState) -> tuple[TrainState, Array]:
-        change, opt_state = adamw(schedule.optim).update(_mean_gradient(state), state.opt_state, state.adapter)
+        change, opt_state = adamw(schedule.optim).update(_mean_gradient(state), state.opt_state, state.trained)
         change = jax.tree.map(lambda c: rate * c, change)
         updated = TrainState(
             step=state.step,
-            adapter=jax.tree.map(jnp.add, state.adapter, change),
+            trained=jax.tree.map(jnp.add, state.trained, change),
             opt_state=opt_state,
             gradient=jax.tree.map(jnp.zeros_like, state.gradient),
             token_count=jnp.zeros_like(state.token_count),
@@ -159,7 +129,7 @@ def train_step(
         "learning_rate": rate,
         "gradient_norm": norm,
         "update_norm": update_norm,
-        "parameter_norm": optax.tree.norm(new.adapter),
+        "parameter_norm": optax.tree.norm(new.trained),
     }
     return new, metrics
 
@@ -178,10 +148,10 @@ def compile_train_step(
 def compile_eval_step(
     networks: Networks, mesh: Mesh
 ) -> Callable[[Params, Mapping[str, Params], Batch], tuple[Array, Array]]:
-    """`loss_sum` jitted for a mesh: (adapter, frozen, batch) -> (loss sum, number of answer tokens)."""
+    """`loss_sum` jitted for a mesh: (trained, frozen, batch) -> (loss sum, number of answer tokens)."""
 
-    def step(adapter: Params, frozen: Mapping[str, Params], batch: Batch) -> tuple[Array, Array]:
-        return loss_sum(adapter, frozen, batch, networks)
+    def step(trained: Params, frozen: Mapping[str, Params], batch: Batch) -> tuple[Array, Array]:
+        return loss_sum(trained, frozen, batch, networks)
 
     return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
 

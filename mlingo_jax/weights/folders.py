@@ -112,9 +112,13 @@ def carry(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def write_record(folder: Path, kind: Kind, **naming: object) -> None:
-    """Marks a folder as converted, with what the way back needs to know of the source's naming."""
-    write_json(folder / RECORD, {"kind": kind, "format": FORMAT, **naming})
+def write_record(folder: Path, kind: Kind, **values: object) -> None:
+    """Marks a folder as converted: a tower's with what the way back needs of its naming, an adapter's with its config.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_json(folder / RECORD, {"kind": kind, "format": FORMAT, **values})
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from mlingo_jax.errors import UserError
-from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.llama import stacks_layers
 from mlingo_jax.models.partition import check_divides, partition
 from mlingo_jax.models.quantization import INTEGERS, Quantization, quantize
@@ -109,46 +109,41 @@ def open_with_files(source: str | Path, kind: TowerName) -> tuple[OpenTower, Pat
     return tower, tower.files
 
 
-def load_adapter(source: str | Path) -> dict[str, Any]:
-    """An adapter's parameters, float32 on the host: {"projection": {"kernel" [D, E], "bias" [E]}, "layer_weights" [S]}.
+def load_adapter(source: str | Path) -> tuple[AdapterConfig, dict[str, Any]]:
+    """An adapter's architecture, and its parameters, float32 on the host.
 
-    The last only where it was trained along. `source` is a MusiLingo `.pth`, a `.safetensors`, a folder that
-    `conversion.to_jax` wrote, a training run's folder, or a released MusiLingo folder.
+    The parameters are {"projection": {"kernel" [D, E], "bias" [E]}, "layer_weights" [S]}, the last only where it was
+    trained along. `source` is a MusiLingo `.pth`, a `.safetensors`, a folder that `conversion.to_jax` wrote, a training
+    run's folder, or a released MusiLingo folder.
 
     Raises:
         UserError: see `mlingo_jax.weights.adapter.open_adapter`.
     """
-    params: dict[str, Any] = {}
-    for name, tensor in open_adapter(find(source)).items():
+    opened, params = open_adapter(find(source)), {}
+    for name, tensor in opened.tensors.items():
         _insert(params, tuple(name.split(".")), tensor.read().astype(np.float32))
-    return params
+    return opened.config, params
 
 
 def fit_adapter(
-    params: dict[str, Any] | None,
-    *,
-    features: int,
-    tokens: int,
-    states: int | None,
-    seed: int = 0,
-    source: str | Path = "",
+    params: dict[str, Any] | None, config: AdapterConfig, *, seed: int = 0, source: str | Path = ""
 ) -> tuple[nnx.GraphDef[Adapter], dict[str, Any]]:
-    """The adapter from an encoder of width `features` to a language model of width `tokens`: graphdef and parameters.
+    """An adapter of this architecture: its graphdef and its parameters.
 
     The parameters are those given (`load_adapter`'s, read from `source`), or without any drawn from `seed`.
 
     Raises:
         UserError: the shapes given are not those of this adapter, or a number is not finite.
     """
-    graph, state = nnx.split(Adapter(features, tokens, states=states, rngs=nnx.Rngs(seed)), nnx.Param)
+    graph, state = nnx.split(Adapter(config, rngs=nnx.Rngs(seed)), nnx.Param)
     drawn = nnx.to_pure_dict(state)
     if params is None:
         return graph, drawn
     expected, found = _shapes(drawn), _shapes(params)
     if expected != found:
         raise UserError(
-            f"{source}: the adapter does not fit: expected {expected} for an encoder of width {features} and a "
-            f"language model of width {tokens}, found {found}; name the towers it was trained with"
+            f"{source}: the adapter does not fit: expected {expected} for an encoder of width {config.features} "
+            f"and a language model of width {config.tokens}, found {found}; name the towers it was trained with"
         )
     given: dict[str, Any] = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
     if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(given)):
