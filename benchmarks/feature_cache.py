@@ -73,7 +73,7 @@ def training(config: Config) -> Iterator[float]:
         setup = set_up(config, mesh)
         print(f"{config.workdir}: ready to train after {time.perf_counter() - begun:.1f} s", flush=True)
         step = compile_train_step(setup.networks, Schedule(config.optim, config.steps, config.accumulate), mesh)
-        state, batches = replicate(init_state(setup.trained, config.optim), mesh), setup.train_batches()
+        state, batches = replicate(init_state(setup.trained, config.optim), mesh), setup.batches.train()
     while True:
         with jax.set_mesh(mesh):
             batch = {name: values for name, values in next(batches).items() if name not in HOST_FIELDS}

@@ -55,7 +55,7 @@ def held_out_loss(config: Config, run: Path) -> tuple[float, float, float]:
     evaluate = compile_eval_step(setup.networks, mesh)
     trained = replicate({"adapter": load_adapter(run)[1]}, mesh)
     total = tokens = 0.0
-    for batch in setup.eval_batches():
+    for batch in setup.batches.held_out():
         rows = put_batch({name: values for name, values in batch.items() if name not in HOST_FIELDS}, mesh)
         loss, weight = evaluate(trained, setup.frozen, rows)
         total, tokens = total + float(loss), tokens + float(weight)

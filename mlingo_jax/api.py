@@ -294,7 +294,7 @@ def load(
         require_towers(adapter, sources.run, mert=tower.identity, llm=language.identity)
     states = tower.config.states if config is not None and config.per_layer else None
     config = AdapterConfig(tower.config.embed_dim, language.config.embed_dim, states)
-    graph, params = fit_adapter(params, config, source=adapter or "")
+    fitted = fit_adapter(params, config, source=adapter or "")
     encoder = AudioEncoder(
         tower.graphdef,
         tower.params,
@@ -305,7 +305,7 @@ def load(
         mesh=mesh,
     )
     tokens = open_prompt(language.folder, sources.prompt, language.config.vocab_size)
-    return MusiLingo(encoder, language, graph, params, tokens, mesh)
+    return MusiLingo(encoder, language, fitted.graphdef, fitted.params, tokens, mesh)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from mlingo_jax.demo.texts import ANSWERS, CAPTION, CAPTIONS, QUESTIONS, ask, na
 from mlingo_jax.recipes import recipe
 from mlingo_jax.settings import Config, DemoConfig
 from mlingo_jax.training.loop import train
+from mlingo_jax.training.run import prompt_settings
 
 SMALL = {"seconds": 3.0, "train_takes": 1, "held_out_takes": 1, "instruments": 2}
 
@@ -171,6 +172,10 @@ def test_whitening_makes_what_is_heard_uncorrelated():
     assert np.all((np.diag(covariance) > 0.3) & (np.diag(covariance) < 1))
 
 
+def materials_of(config: Config) -> Path:
+    return materials_folder(config.demo, prompt_settings(config.prompt))
+
+
 def miniature(folder: Path, **changes: object) -> Config:
     config = recipe("demo")
     config.demo = DemoConfig(materials=str(folder / "materials"), **SMALL, llm_steps=2)
@@ -187,7 +192,7 @@ def test_the_whole_demo_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixtu
     train(config)
     demo.report(config, Path(config.workdir))
 
-    workdir, materials = Path(config.workdir), materials_folder(config)
+    workdir, materials = Path(config.workdir), materials_of(config)
     values = json.loads((workdir / "report.json").read_text())
     assert set(values["metrics"]) == {f"demo.{name}" for name in ATTRIBUTES}
     for name, grades in values["metrics"].items():
@@ -220,10 +225,10 @@ def test_the_whole_demo_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_other_settings_make_other_materials(tmp_path: Path):
     config, other, elsewhere = miniature(tmp_path), miniature(tmp_path), miniature(tmp_path / "elsewhere")
     other.demo.seed = 1
-    assert materials_folder(config) != materials_folder(other)
-    assert materials_folder(config).name == materials_folder(elsewhere).name
+    assert materials_of(config) != materials_of(other)
+    assert materials_of(config).name == materials_of(elsewhere).name
     other.demo.seed, other.optim.lr = 0, 1e-5
-    assert materials_folder(config) == materials_folder(other)
+    assert materials_of(config) == materials_of(other)
 
 
 def test_materials_are_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

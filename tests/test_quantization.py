@@ -141,13 +141,13 @@ def dequantized(params: Any) -> Any:
 def test_the_adapter_learns_what_it_would_from_the_dequantised_tower(folder: Path, quantization: Any):
     plain = load_tower(folder, kind="llama", dtype="float32")
     tower = load_tower(folder, kind="llama", dtype="float32", quantization=quantization)
-    adapter_graph, adapter = fit_adapter(None, AdapterConfig(WIDTH, WIDE["hidden_size"]))
+    adapter = fit_adapter(None, AdapterConfig(WIDTH, WIDE["hidden_size"]))
     batch = {name: jnp.asarray(values) for name, values in make_batch(0).items()}
 
     def learn(graph: Any, params: Any) -> tuple[Any, Any]:
-        networks = Networks(graph, adapter_graph, remat="layer")
+        networks = Networks(graph, adapter.graphdef, remat="layer")
         total = partial(loss_sum, frozen={"llm": params}, batch=batch, networks=networks)
-        (loss, _), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))({"adapter": adapter})
+        (loss, _), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))({"adapter": adapter.params})
         return loss, gradient
 
     loss, gradient = learn(tower.graphdef, tower.params)
@@ -204,13 +204,13 @@ from mlingo_jax.training.sharding import make_mesh, put_batch, replicate
 from mlingo_jax.training.step import loss_sum
 from tests.test_step import WIDTH, make_batch
 
-graph, adapter = fit_adapter(None, AdapterConfig(WIDTH, 256))
+adapter = fit_adapter(None, AdapterConfig(WIDTH, 256))
 
 def prepare(folder, mesh, quantization, remat="layer"):
     llm = load_tower(folder, kind="llama", dtype="float32", quantization=quantization, mesh=mesh)
-    networks = Networks(llm.graphdef, graph, remat=remat)
+    networks = Networks(llm.graphdef, adapter.graphdef, remat=remat)
     step = jax.jit(jax.value_and_grad(lambda a, p, b: loss_sum(a, {"llm": p}, b, networks), has_aux=True))
-    return llm, step, (replicate({"adapter": adapter}, mesh), llm.params, put_batch(make_batch(0, rows=8), mesh))
+    return llm, step, (replicate({"adapter": adapter.params}, mesh), llm.params, put_batch(make_batch(0, rows=8), mesh))
 
 def learn(mesh, quantization):
     with jax.set_mesh(mesh):

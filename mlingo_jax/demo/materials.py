@@ -12,6 +12,7 @@ from pathlib import Path
 import soundfile
 
 from mlingo_jax.conversion import to_jax
+from mlingo_jax.data.prompt import PromptSettings
 from mlingo_jax.demo.corpus import read_clips, write_corpus
 from mlingo_jax.demo.encoder import make_encoder
 from mlingo_jax.demo.language_model import make_language_model
@@ -28,33 +29,33 @@ def prepare(config: Config) -> None:
 
     The folder is named after all that it depends on, and appears when everything in it is whole.
     """
-    folder = materials_folder(config)
-    run_on_primary("the demo's materials", lambda: _make_unless_there(folder, config))
+    prompt = prompt_settings(config.prompt)
+    folder = materials_folder(config.demo, prompt)
+    run_on_primary("the demo's materials", lambda: _make_unless_there(folder, config.demo, prompt))
     config.data.manifest = str(folder / "corpus" / "manifest.jsonl")
     config.mert.path = str(folder / "mert")
     config.llm.path = str(folder / "llm")
 
 
-def _make_unless_there(folder: Path, config: Config) -> None:
+def _make_unless_there(folder: Path, settings: DemoConfig, prompt: PromptSettings) -> None:
     if folder.is_dir():
         _say(f"the demo's clips and models are there already: {folder}")
         return
     _say(f"making the demo's clips and models, once: {folder}")
     with new_target(folder, folder=True) as partial:
-        _make(partial, config)
+        _make(partial, settings, prompt)
 
 
-def materials_folder(config: Config) -> Path:
+def materials_folder(settings: DemoConfig, prompt: PromptSettings) -> Path:
     """Where the materials of these settings are, or will be: another setting or another version, another folder."""
-    settings = {**dataclasses.asdict(config.demo), "materials": "", "prompt": prompt_settings(config).to_json()}
-    key = sha256(json.dumps(settings, sort_keys=True).encode())
+    values = {**dataclasses.asdict(settings), "materials": "", "prompt": prompt.to_json()}
+    key = sha256(json.dumps(values, sort_keys=True).encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         key.update(file.read_bytes())
-    return Path(config.demo.materials) / key.hexdigest()[:12]
+    return Path(settings.materials) / key.hexdigest()[:12]
 
 
-def _make(folder: Path, config: Config) -> None:
-    settings: DemoConfig = config.demo
+def _make(folder: Path, settings: DemoConfig, prompt: PromptSettings) -> None:
     seconds: dict[str, float] = {}
     with _phase(seconds, "corpus", "music: short pieces played by synthesised instruments, with questions and answers"):
         write_corpus(folder / "corpus", settings)
@@ -63,7 +64,7 @@ def _make(folder: Path, config: Config) -> None:
         "language model",
         "a small LLaMA, taught on text alone to read what stands between <Audio> and </Audio>",
     ):
-        make_language_model(folder / "llm-hf", prompt_settings(config), steps=settings.llm_steps, seed=settings.seed)
+        make_language_model(folder / "llm-hf", prompt, steps=settings.llm_steps, seed=settings.seed)
     with _phase(
         seconds,
         "encoder",

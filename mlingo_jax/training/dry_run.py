@@ -10,22 +10,19 @@ from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Example, Examples
 from mlingo_jax.data.mixture import Mixture, clip_name, parse_wanted
 from mlingo_jax.data.prepared import Prepared
-from mlingo_jax.data.prompt import Prompt, open_prompt, read_context
 from mlingo_jax.data.rows import Batch
-from mlingo_jax.data.statistics import example_statistics, row_sizes
+from mlingo_jax.data.statistics import RowSizes, row_sizes
 from mlingo_jax.data.stored import Audio, durations
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import count_tokens
 from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.flags import to_json
-from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.models.mert import MertConfig
-from mlingo_jax.settings import Config
-from mlingo_jax.training.examples import lay_out, read_examples, train_batches
+from mlingo_jax.settings import Config, DataConfig
+from mlingo_jax.training.examples import Batches, Layout, RunData, lay_out, open_data, reading_threads
+from mlingo_jax.training.music import encoded_clips
 from mlingo_jax.training.run import prompt_settings
-from mlingo_jax.training.setup import no_begin, too_long
 from mlingo_jax.weights.folders import find
-from mlingo_jax.weights.load import open_with_files
 from mlingo_jax.weights.towers import open_tower
 from mlingo_jax.wording import counted
 
@@ -56,43 +53,43 @@ def dry_run(config: Config) -> str:
     for name, path in (("mert", config.mert.path), ("llm", config.llm.path)):
         if not path:
             raise UserError(f"config.{name}.path is empty: name it with --config.{name}.path=…, also for a dry run")
-    train, held_out = read_examples(config)
-    prompt, context = _open_prompt(config)
-    statistics = example_statistics(Mixture([train, held_out]), prompt)
-    music = CountedFeatures(_count_music(config, statistics.clips))
-    sizes = row_sizes(statistics, music)
-    layout = lay_out(config, train, held_out, sizes)
-    packing, rows = layout.packing, f"rows of {layout.length} tokens, {sizes.mean:.0f} used on average"
-    if packing:
-        used = sizes.lengths[: len(train)].sum() / len(packing)
-        rows = f"packed into {counted(len(packing), 'row')} of {layout.length} tokens, {used:.0f} used on average"
-    batch = next(train_batches(config, train, prompt, music, layout))
-    updates = config.steps // config.accumulate
-    seen = config.steps * config.batch_size * layout.row_examples
+    spec = FeatureSpec.of(config)
+    encoded = encoded_clips(spec) if config.data.manifest else ()
+    data = open_data(config.data, config.llm.path, prompt_settings(config.prompt), encoded)
+    music = CountedFeatures(_count_music(spec, _seconds(config.data, data.statistics.clips, spec.row_seconds)))
+    sizes = row_sizes(data.statistics, music)
+    layout = lay_out(data, sizes, length=config.data.length, packed=config.data.packed, seed=config.seed)
+    threads = reading_threads(spec.online)
+    batch = next(Batches(data, music, layout, config.batch_size, config.seed, config.data.mixing, threads).train())
+    row = "row" if layout.packing else "example"
+    updates, seen = config.steps // config.accumulate, config.steps * config.batch_size * layout.row_examples
     lines = [
         to_json(config).rstrip(),
         "",
-        f"{counted(len(train), 'example')} to train on, {len(held_out):,} to evaluate on, about "
-        f"{counted(len(statistics.clips), 'clip')}",
-        f"{rows}; {counted(int(statistics.truncated.sum()), 'answer')} cut to {config.prompt.max_answer_tokens} tokens",
-        f"each begins with {prompt.shown_opening() or 'its music'}",
-        *(f"note: {note}" for note in (*statistics.notes(), *too_long(sizes.longest, context), *no_begin(prompt))),
+        *_numbers(data, sizes, layout, config.prompt.max_answer_tokens),
         "",
         "the first batch, what is learnt in «»:",
-        *shown_rows(batch, train, prompt.tokenizer),
+        *shown_rows(batch, data.train, data.prompt.tokenizer),
         "",
-        f"{counted(config.steps, 'step')} of {counted(config.batch_size, 'row' if packing else 'example')}, "
-        f"{counted(updates, 'update')}",
-        *_epochs(config, train, seen),
+        f"{counted(config.steps, 'step')} of {counted(config.batch_size, row)}, {counted(updates, 'update')}",
+        *_epochs(config.data, data.train, seen),
     ]
     return "\n".join(lines)
 
 
-def _open_prompt(config: Config) -> tuple[Prompt, int | None]:
-    """The prompt, and how many tokens the language model was made for; its weights are not read."""
-    tower, files = open_with_files(config.llm.path, "llama")
-    assert isinstance(tower.config, LlamaConfig)
-    return open_prompt(files, prompt_settings(config), tower.config.vocab_size), read_context(files)
+def _numbers(data: RunData, sizes: RowSizes, layout: Layout, most: int) -> list[str]:
+    """How many examples there are, and how they lie in rows; `most` is an answer's tokens at most."""
+    packing, rows = layout.packing, f"rows of {layout.length} tokens, {sizes.mean:.0f} used on average"
+    if packing:
+        used = sizes.lengths[: len(data.train)].sum() / len(packing)
+        rows = f"packed into {counted(len(packing), 'row')} of {layout.length} tokens, {used:.0f} used on average"
+    return [
+        f"{counted(len(data.train), 'example')} to train on, {len(data.held_out):,} to evaluate on, about "
+        f"{counted(len(data.statistics.clips), 'clip')}",
+        f"{rows}; {counted(int(data.statistics.truncated.sum()), 'answer')} cut to {most} tokens",
+        f"each begins with {data.prompt.shown_opening() or 'its music'}",
+        *(f"note: {note}" for note in data.notes(sizes.longest)),
+    ]
 
 
 def shown_rows(batch: Batch, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -120,8 +117,8 @@ def _shown(batch: Batch, b: int, own: np.ndarray, tokenizer: PreTrainedTokenizer
     return "".join(shown).replace("\n", "\\n")
 
 
-def _epochs(config: Config, train: Mixture, seen: float) -> list[str]:
-    data = config.data
+def _epochs(data: DataConfig, train: Mixture, seen: float) -> list[str]:
+    """How often each dataset comes in so many examples, and with several, its share of them."""
     wanted = parse_wanted(data.datasets, "config.data.datasets") if data.datasets else []
     names = [f"{w.dataset}:{w.split}" for w in wanted] or [data.manifest]
     total = sum(train.weights)
@@ -132,27 +129,26 @@ def _epochs(config: Config, train: Mixture, seen: float) -> list[str]:
     ]
 
 
-def _count_music(config: Config, clips: Mapping[str, Audio]) -> dict[str, int]:
-    """The music tokens of each clip, from the clips' lengths."""
-    encoder = open_tower(find(config.mert.path), "mert")
+def _count_music(spec: FeatureSpec, seconds: Mapping[str, float]) -> dict[str, int]:
+    """The music tokens of each clip, from the clips' lengths in seconds."""
+    encoder = open_tower(find(spec.encoder), "mert")
     architecture = encoder.config
     assert isinstance(architecture, MertConfig)
-    audio = AudioSettings.from_folder(encoder.files or find(config.mert.path))
-    spec = FeatureSpec.of(config)
-    seconds = _seconds(config, clips, spec.row_seconds)
+    audio = AudioSettings.from_folder(encoder.files or find(spec.encoder))
 
     def tokens(seconds: float) -> int:
         samples = round(min(seconds, spec.row_seconds) * audio.sample_rate)
         return count_tokens(samples, audio, architecture, spec.frames_per_token, spec.chunk_seconds)
 
-    return {clip: tokens(seconds.get(clip, 0.0)) for clip in clips}
+    return {clip: tokens(length) for clip, length in seconds.items()}
 
 
-def _seconds(config: Config, clips: Mapping[str, Audio], most: float) -> dict[str, float]:
-    data = config.data
+def _seconds(data: DataConfig, clips: Mapping[str, Audio], most: float) -> dict[str, float]:
+    """The clips' lengths, of files up to `most` of each; 0 for what is not there."""
     if not data.datasets:
         return {clip: seconds or 0.0 for clip, seconds in durations(clips, most).items()}
     wanted = parse_wanted(data.datasets, "config.data.datasets")
     wanted += parse_wanted(data.evaluate, "config.data.evaluate") if data.evaluate else []
     found = [Prepared(data.data_dir, name) for name in {part.dataset: None for part in wanted}]
-    return {clip_name(p.collection, clip): seconds for p in found for clip, seconds, _ in p.clips.lengths()}
+    known = {clip_name(p.collection, clip): seconds for p in found for clip, seconds, _ in p.clips.lengths()}
+    return {clip: known.get(clip, 0.0) for clip in clips}

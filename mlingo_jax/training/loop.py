@@ -5,7 +5,9 @@ step's checkpoint is; an evaluation that a stop cut short is made up for. So a r
 to the very losses it would have had.
 """
 
+import dataclasses
 import math
+import signal
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -79,32 +81,65 @@ def _train(config: Config, workdir: Path, mesh: Mesh, setup: RunSetup) -> None:
     if is_primary():
         write_run(workdir, config, setup.run)
     saved = _restore(workdir, config.steps)
-    first = saved.step if saved else 0
-    examples, keep = config.batch_size * setup.row_examples, config.checkpoint
+    first, log, keep = saved.step if saved else 0, config.log, config.checkpoint
+    examples = config.batch_size * setup.batches.layout.row_examples
     with (
-        Progress(first, config.steps, examples, setup.seconds, config.log.print_every) as progress,
+        Progress(first, config.steps, examples, setup.seconds, log.print_every) as progress,
         Record(workdir, after=first) as record,
         Checkpoints(workdir, keep=keep.keep, best=keep.keep_best, losses=record.evaluations) as checkpoints,
-        PreemptionHandler(mesh) as stop,
+        PreemptionHandler(mesh) as preemption,
+        Profiler(workdir / "profile", _profiled(config.profile_steps, first, progress)) as profiler,
     ):
-        for line in [*overview(setup), *setup.notes]:
-            progress.say(line)
-        if saved:
-            finished = first == config.steps
-            progress.say(f"{workdir}: {'is finished' if finished else 'resuming'} after step {first} of {config.steps}")
-            if changes := changes_since(workdir, setup.run):
-                progress.say(f"since the run began {'; '.join(changes)}: losses may differ in their last digits")
-        Loop(config, setup, mesh, record, progress, checkpoints, stop, saved).run()
+        _say_what_begins(setup, saved, workdir, config.steps, progress)
+        clips, known = len(setup.batches.data.statistics.clips), saved.unreadable if saved else []
+        guards = Guards(
+            preemption,
+            LossMonitor(log.spike, saved.watch if saved else {}),
+            Unreadable(clips, config.data.max_bad_fraction, progress.warn, known, workdir),
+            config.max_skipped_steps,
+        )
+        schedule = Schedule(config.optim, config.steps, config.accumulate)
+        cadence = Cadence(log=log.every, evaluate=log.eval_every, save=keep.every)
+        Loop(setup, mesh, schedule, cadence, Outputs(workdir, record, progress, checkpoints, profiler), guards).run(
+            saved
+        )
+    _say_what_came(setup, workdir, record, progress)
+    if config.demo is None:
+        progress.say(
+            f"ask it: python -m mlingo_jax.caption FILES --adapter {workdir} --question … --output answers.jsonl"
+        )
+
+
+def _profiled(steps: str, first: int, progress: Progress) -> range:
+    """The steps to trace, of a run that goes on after step `first`; of several processes, which do the same, one does.
+
+    Says so if none of them is still to come.
+    """
+    profiled = profiled_steps(steps)
+    if profiled and profiled[-1] <= first:
+        progress.say(f"profile_steps {steps}: not traced, for step {first + 1} is the next")
+    return profiled if jax.process_index() == 0 else range(0)
+
+
+def _say_what_begins(
+    setup: RunSetup, saved: CheckpointState | None, workdir: Path, steps: int, progress: Progress
+) -> None:
+    for line in [*overview(setup), *setup.notes]:
+        progress.say(line)
+    if saved:
+        state = "is finished" if saved.step == steps else "resuming"
+        progress.say(f"{workdir}: {state} after step {saved.step} of {steps}")
+        if changes := changes_since(workdir, setup.run):
+            progress.say(f"since the run began {'; '.join(changes)}: losses may differ in their last digits")
+
+
+def _say_what_came(setup: RunSetup, workdir: Path, record: Record, progress: Progress) -> None:
     sums = prove_frozen(setup)
     progress.say(f"the frozen towers are unchanged: {', '.join(f'{n} {s[:16]}' for n, s in sums.items())}")
     if is_primary():
         progress.say(f"losses: {plot_losses(workdir)}")
         if best := best_evaluation(workdir, record.evaluations):
             progress.say(best)
-    if config.demo is None:
-        progress.say(
-            f"ask it: python -m mlingo_jax.caption FILES --adapter {workdir} --question … --output answers.jsonl"
-        )
 
 
 def _restore(workdir: Path, last: int) -> CheckpointState | None:
@@ -126,91 +161,102 @@ def _restore(workdir: Path, last: int) -> CheckpointState | None:
     return saved
 
 
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """Every how many steps a record, an evaluation (0: at the end alone) and a checkpoint are due."""
+
+    log: int
+    evaluate: int
+    save: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What a run writes and shows, into its folder."""
+
+    workdir: Path
+    record: Record
+    progress: Progress
+    checkpoints: Checkpoints
+    profiler: Profiler
+
+
+@dataclasses.dataclass(frozen=True)
+class Guards:
+    """What may stop a run, and remarks on steps: signals, losses that stand out, clips that cannot be read.
+
+    max_skipped_steps: more steps than so many without a finite loss stop it.
+    """
+
+    preemption: PreemptionHandler
+    monitor: LossMonitor
+    unreadable: Unreadable
+    max_skipped_steps: int
+
+
 class Loop:
-    """The steps of one run, with what they write."""
+    """The steps of one run."""
 
     def __init__(
-        self,
-        config: Config,
-        setup: RunSetup,
-        mesh: Mesh,
-        record: Record,
-        progress: Progress,
-        checkpoints: Checkpoints,
-        stop: PreemptionHandler,
-        saved: CheckpointState | None,
+        self, setup: RunSetup, mesh: Mesh, schedule: Schedule, cadence: Cadence, outputs: Outputs, guards: Guards
     ):
-        self._config, self._setup, self._mesh = config, setup, mesh
-        self._record, self._progress, self._checkpoints = record, progress, checkpoints
-        self._stop, self._saved = stop, saved
-        self._watch = LossMonitor(config.log.spike, saved.watch if saved else {})
-        unreadable = saved.unreadable if saved else []
-        self._unreadable = Unreadable(
-            setup.clips, config.data.max_bad_fraction, progress.warn, unreadable, Path(config.workdir)
-        )
-        self._train_step = compile_train_step(
-            setup.networks, Schedule(config.optim, config.steps, config.accumulate), mesh
-        )
+        self._setup, self._mesh, self._schedule, self._cadence = setup, mesh, schedule, cadence
+        self._outputs, self._guards = outputs, guards
+        self._train_step = compile_train_step(setup.networks, schedule, mesh)
         self._eval_step = compile_eval_step(setup.networks, mesh)
 
-    def run(self) -> None:
+    def run(self, saved: CheckpointState | None) -> None:
         """From the first step, or the one after a checkpoint, to the last.
 
         Raises:
-            UserError: more losses than `config.max_skipped_steps` were not finite.
+            UserError: more losses than `max_skipped_steps` were not finite.
             Stopped: a signal came.
         """
-        first = self._saved.step + 1 if self._saved else 1
-        profiled = profiled_steps(self._config.profile_steps)
-        if profiled and profiled[-1] < first:
-            self._progress.say(f"profile_steps {self._config.profile_steps}: not traced, for step {first} is the next")
-        # Of several processes, which do the same, one is enough.
-        profiled = profiled if jax.process_index() == 0 else range(0)
-        with Profiler(Path(self._config.workdir) / "profile", profiled) as profiler:
-            self._run(first, profiler)
-        self._checkpoints.wait()
-
-    def _run(self, first: int, profiler: Profiler) -> None:
-        config, frozen = self._config, self._setup.frozen
-        state, batches = self._begin()
+        state, batches = self._begin(saved)
+        steps, progress, profiler = self._schedule.steps, self._outputs.progress, self._outputs.profiler
         # Fetched one step late: the host prepares and queues a step while the device computes the one before.
         waiting: tuple[int, Metrics, np.ndarray] | None = None
-        for step in range(first, config.steps + 1):
-            with self._progress.waiting():
+        for step in range(saved.step + 1 if saved else 1, steps + 1):
+            with progress.waiting():
                 rows = next(batches)
             batch = self._put(rows)
             with jax.transfer_guard_host_to_device("disallow"), profiler.step(step):
-                state, metrics = self._train_step(state, frozen, batch)
+                state, metrics = self._train_step(state, self._setup.frozen, batch)
             traced = profiler.done(step, metrics)
             if waiting:
                 self._note(*waiting)
             waiting = step, metrics, rows["example"]
-            self._stop.listen()
-            asked = self._stop.asked()
-            evaluating = self._evaluates(step) and not asked
-            due = _divides(config.checkpoint.every, step)
-            if evaluating or due or asked:
+            self._guards.preemption.listen()
+            asked = self._guards.preemption.asked()
+            if asked or self._evaluates(step) or _divides(self._cadence.save, step):
                 self._note(*waiting)
-                waiting = None
-            if evaluating:
-                self._evaluate(step, state)
-                asked = self._stop.asked()
-            # What gives no number for a loss takes no good checkpoint's position.
-            if asked or step == config.steps or (due and step not in self._watch.skipped):
-                self._save(step, state, batches)
-            if asked:
-                self._checkpoints.wait()
-                raise Stopped(
-                    f"{config.workdir}: stopped by {asked.name} and saved after step {step} of {config.steps}; "
-                    "the same command resumes from there",
-                    asked,
-                )
-            if evaluating or due or traced:
-                self._progress.interrupt()
+                waiting, traced = None, True
+                self._between(step, state, batches, asked)
+            if traced:
+                progress.interrupt()
+        self._outputs.checkpoints.wait()
 
-    def _begin(self) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
-        saved = self._saved
-        state, batches = init_state(self._setup.trained, self._config.optim), self._setup.train_batches()
+    def _between(
+        self, step: int, state: TrainState, batches: grain.DatasetIterator[Batch], asked: signal.Signals | None
+    ) -> None:
+        """Between two steps: an evaluation and a checkpoint, if they are due; the end, if a signal asked for it."""
+        if self._evaluates(step) and not asked:
+            self._evaluate(step, state)
+            asked = self._guards.preemption.asked()
+        due = _divides(self._cadence.save, step) and step not in self._guards.monitor.skipped
+        # What gives no number for a loss takes no good checkpoint's position.
+        if asked or due or step == self._schedule.steps:
+            self._save(step, state, batches)
+        if asked:
+            self._outputs.checkpoints.wait()
+            raise Stopped(
+                f"{self._outputs.workdir}: stopped by {asked.name} and saved after step {step} of "
+                f"{self._schedule.steps}; the same command resumes from there",
+                asked,
+            )
+
+    def _begin(self, saved: CheckpointState | None) -> tuple[TrainState, grain.DatasetIterator[Batch]]:
+        state, batches = init_state(self._setup.trained, self._schedule.optim), self._setup.batches.train()
         if not saved:
             return replicate(state, self._mesh), batches
         opt_state: Any = with_opt_state(state.opt_state, saved.optimizer["opt_state"])
@@ -218,44 +264,44 @@ class Loop:
         state = TrainState(step=np.int32(saved.step), trained=saved.trained, **rest)
         batches.set_state(saved.data)
         state = replicate(state, self._mesh)
-        if self._evaluates(saved.step) and saved.step not in self._record.evaluations:
+        if self._evaluates(saved.step) and saved.step not in self._outputs.record.evaluations:
             self._evaluate(saved.step, state)
         return state, batches
 
     def _put(self, batch: Batch) -> dict[str, jax.Array]:
-        self._unreadable.note(batch)
+        self._guards.unreadable.note(batch)
         return put_batch({name: values for name, values in batch.items() if name not in HOST_FIELDS}, self._mesh)
 
     def _note(self, step: int, metrics: Metrics, example: np.ndarray) -> None:
         """Fetches a step's metrics, and writes and shows them, with the examples (their positions) if it stands out."""
         fetched = jax.device_get(metrics)
         values = {name: float(fetched[name]) for name in METRICS}
-        self._progress.show(step, values)
-        if _divides(self._config.log.every, step):
-            self._record.write(step, values)
-            self._record.board(step, self._progress.speed(step))
-        remark = self._watch.see(step, values["loss"], values["gradient_norm"])
+        self._outputs.progress.show(step, values)
+        if _divides(self._cadence.log, step):
+            self._outputs.record.write(step, values)
+            self._outputs.record.board(step, self._outputs.progress.speed(step))
+        remark = self._guards.monitor.see(step, values["loss"], values["gradient_norm"])
         if not remark:
             return
         positions = np.unique(process_allgather(example))
-        examples = [self._setup.examples[int(position)] for position in positions[positions >= 0]]
-        self._record.remark(step, {**remark, "examples": [e.clip for e in examples]})
+        examples = [self._setup.batches.data.train[int(position)] for position in positions[positions >= 0]]
+        self._outputs.record.remark(step, {**remark, "examples": [e.clip for e in examples]})
         clips = named([f"{e.clip} ({e.where})" for e in examples])
         if "spike" in remark:
             above = f"{values['loss']:.4f} is {remark['spike']} deviations above the recent ones"
-            self._progress.say(f"step {step}: the loss {above}: {clips}")
+            self._outputs.progress.say(f"step {step}: the loss {above}: {clips}")
             return
-        self._progress.say(f"step {step}: {remark['skipped']}, so the step is not applied: {clips}")
-        skipped = self._watch.skipped
-        if len(skipped) > self._config.max_skipped_steps:
+        self._outputs.progress.say(f"step {step}: {remark['skipped']}, so the step is not applied: {clips}")
+        skipped = self._guards.monitor.skipped
+        if len(skipped) > self._guards.max_skipped_steps:
             raise UserError(
                 f"steps {', '.join(map(str, skipped))}: {remark['skipped']}, and more than config.max_skipped_steps = "
-                f"{self._config.max_skipped_steps} such steps stop the run; metrics.jsonl names their clips, the last "
+                f"{self._guards.max_skipped_steps} such steps stop the run; metrics.jsonl names their clips, the last "
                 "checkpoint stays. A lower optim.lr, optim.clip_norm, or float32 towers may help"
             )
 
     def _evaluates(self, step: int) -> bool:
-        return step == self._config.steps or _divides(self._config.log.eval_every, step)
+        return step == self._schedule.steps or _divides(self._cadence.evaluate, step)
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         """Records the loss over all held-out examples: its sum over the answers' tokens / their number.
@@ -264,31 +310,33 @@ class Loop:
         """
         sums: list[tuple[np.ndarray, np.ndarray]] = []
         waiting = None
-        for batch in self._setup.eval_batches():
+        for batch in self._setup.batches.held_out():
             queued = self._eval_step(state.trained, self._setup.frozen, self._put(batch))
             sums += [jax.device_get(waiting)] if waiting else []
             waiting = queued
-            if self._stop.asked():
+            if self._guards.preemption.asked():
                 return
         sums += [jax.device_get(waiting)] if waiting else []
         total, tokens = (math.fsum(float(pair[i]) for pair in sums) for i in (0, 1))
         if not tokens:
             return
-        self._record.evaluation(step, total / tokens, tokens)
-        self._progress.say(f"step {step}: held-out loss {total / tokens:.4f}")
+        self._outputs.record.evaluation(step, total / tokens, tokens)
+        self._outputs.progress.say(f"step {step}: held-out loss {total / tokens:.4f}")
 
     def _save(self, step: int, state: TrainState, batches: grain.DatasetIterator[Batch]) -> None:
-        self._record.sync()
+        self._outputs.record.sync()
         optimizer = {
             "opt_state": named_opt_state(state.opt_state),
             "gradient": state.gradient,
             "token_count": state.token_count,
         }
         data = batches.get_state()
-        unreadable = self._unreadable.share()
-        saved = CheckpointState(step, to_host(state.trained), to_host(optimizer), data, self._watch.state, unreadable)
+        unreadable = self._guards.unreadable.share()
+        saved = CheckpointState(
+            step, to_host(state.trained), to_host(optimizer), data, self._guards.monitor.state, unreadable
+        )
         towers = {name: self._setup.run[name]["identity"] for name in TOWERS.values()}
-        self._checkpoints.save(saved, towers)
+        self._outputs.checkpoints.save(saved, towers)
 
 
 def best_evaluation(workdir: Path, evaluations: Mapping[int, float]) -> str | None:

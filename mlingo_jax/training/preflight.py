@@ -26,23 +26,22 @@ def require_all(config: Config) -> None:
     Raises:
         UserError: something is missing, a paragraph for each thing, one screen in all; or there is no such split.
     """
-    data = config.data
+    data, start = config.data, config.adapter.start
     wanted = parse_wanted(data.datasets, "config.data.datasets")
     wanted += parse_wanted(data.evaluate, "config.data.evaluate") if data.evaluate else []
-    datasets = list(_datasets(config, wanted))
+    datasets = list(_datasets(data.data_dir, wanted))
     if len(datasets) > _AT_LENGTH:
         # All of it is to fit on a screen.
         datasets = ["\n".join(line for text in datasets for line in text.splitlines() if not line.startswith(_AUDIO))]
-    missing = [*datasets, *_towers(config)]
-    start = config.adapter.start
+    missing = [*datasets, *_towers(config.mert.path, config.llm.path)]
     if start and not Path(start).exists():
         missing.append(f"adapter {start}\n  made by: python -m mlingo_jax.train --config={Path(start).name}")
     if missing:
         raise UserError("\n\n".join(["this run cannot begin: what follows is not here", *missing]))
 
 
-def _datasets(config: Config, wanted: list[Wanted]) -> Iterator[str]:
-    data_dir, told = config.data.data_dir, set()
+def _datasets(data_dir: str, wanted: list[Wanted]) -> Iterator[str]:
+    told = set()
     for part in wanted:
         if part.dataset in told:
             continue
@@ -74,13 +73,12 @@ def _how_to_prepare(name: str, data_dir: str) -> str:
     return "\n".join(lines)
 
 
-def _towers(config: Config) -> Iterator[str]:
-    mert, llm = config.mert.path, config.llm.path
-    if not _is_here(mert):
-        local = f"weights/{Path(mert).name}" if mert else "weights/MERT-v1-330M"
+def _towers(encoder: str, llm: str) -> Iterator[str]:
+    if not _is_here(encoder):
+        local = f"weights/{Path(encoder).name}" if encoder else "weights/MERT-v1-330M"
         yield (
-            f"encoder {mert or '(config.mert.path is empty)'}\n"
-            f"  made by: hf download {mert or 'm-a-p/MERT-v1-330M'} --local-dir {local}\n"
+            f"encoder {encoder or '(config.mert.path is empty)'}\n"
+            f"  made by: hf download {encoder or 'm-a-p/MERT-v1-330M'} --local-dir {local}\n"
             f"  and then --config.mert.path={local}; see docs/weights.md"
         )
     if not _is_here(llm):

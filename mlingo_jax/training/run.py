@@ -27,7 +27,7 @@ from mlingo_jax.flags import fields, to_json
 from mlingo_jax.models.adapter import AdapterConfig
 from mlingo_jax.processes import all_gather
 from mlingo_jax.runs.folder import RUN, is_run, read_run
-from mlingo_jax.settings import Config
+from mlingo_jax.settings import Config, PromptConfig
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
 PACKAGES += ("av", "soundfile", "soxr")
@@ -38,9 +38,8 @@ ESSENTIAL = ("mert.identity", "llm.identity", "frames_per_token", "prompt", "dat
 MAY_BE_UNKNOWN = ("data.audio", "mert.identity.rounded", "llm.identity.rounded")
 
 
-def prompt_settings(config: Config) -> PromptSettings:
-    """The prompt of a config, as the data room takes it."""
-    prompt = config.prompt
+def prompt_settings(prompt: PromptConfig) -> PromptSettings:
+    """A run's prompt, as the data room takes it."""
     return PromptSettings(
         prompt.template, prompt.end_symbol, prompt.max_answer_tokens, (prompt.stop or prompt.end_symbol,)
     )
@@ -72,7 +71,7 @@ def describe_run(
         "adapter": adapter,
         "frames_per_token": config.mert.frames_per_token,
         "resampling": config.mert.resampling,
-        "prompt": prompt_settings(config).to_json(),
+        "prompt": prompt_settings(config.prompt).to_json(),
         "data": dict(data),
         "seed": config.seed,
     }

@@ -53,6 +53,15 @@ class Tower:
     identity: dict[str, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter that fits its towers: its architecture, the static half of the network, and its parameters."""
+
+    config: AdapterConfig
+    graphdef: nnx.GraphDef[Adapter]
+    params: dict[str, Any]
+
+
 def load_tower(
     source: str | Path,
     *,
@@ -127,10 +136,10 @@ def load_adapter(source: str | Path) -> tuple[AdapterConfig, dict[str, Any]]:
 
 def fit_adapter(
     params: dict[str, Any] | None, config: AdapterConfig, *, seed: int = 0, source: str | Path = ""
-) -> tuple[nnx.GraphDef[Adapter], dict[str, Any]]:
-    """An adapter of this architecture: its graphdef and its parameters.
+) -> LoadedAdapter:
+    """An adapter of this architecture.
 
-    The parameters are those given (`load_adapter`'s, read from `source`), or without any drawn from `seed`.
+    Its parameters are those given (`load_adapter`'s, read from `source`), or without any drawn from `seed`.
 
     Raises:
         UserError: the shapes given are not those of this adapter, or a number is not finite.
@@ -138,7 +147,7 @@ def fit_adapter(
     graph, state = nnx.split(Adapter(config, rngs=nnx.Rngs(seed)), nnx.Param)
     drawn = nnx.to_pure_dict(state)
     if params is None:
-        return graph, drawn
+        return LoadedAdapter(config, graph, drawn)
     expected, found = _shapes(drawn), _shapes(params)
     if expected != found:
         raise UserError(
@@ -148,7 +157,7 @@ def fit_adapter(
     given: dict[str, Any] = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
     if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(given)):
         raise UserError(f"{source}: the adapter holds numbers that are not finite; give another checkpoint")
-    return graph, given
+    return LoadedAdapter(config, graph, given)
 
 
 def _place(
