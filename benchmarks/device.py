@@ -62,7 +62,7 @@ class Measured:
 
 def measure(work: str, shapes: Shapes, mesh: Mesh, repeats: int) -> Iterator[Measured]:
     """Compiles and runs the programs of a kind of work."""
-    rows = shapes.config.batch_size
+    rows = shapes.batch_size
     if work == "answer":
         yield from answering(shapes, mesh, rows, repeats)
         return
@@ -103,7 +103,7 @@ def answering(shapes: Shapes, mesh: Mesh, rows: int, repeats: int) -> Iterator[M
     yield Measured(f"read {rows} prompts of {shapes.positions} tokens", costs_of(traced, read), spent)
     writing = trace_writing(shapes, mesh, traced, read)
     write = compile_program(writing)
-    tokens = shapes.config.prompt.max_answer_tokens
+    tokens = shapes.answer
     # Writing takes over the memory of what reading leaves.
     spent = median(
         lambda state: write(params, state, table, sampling, jnp.int32(tokens)), repeats, prepare=lambda: read(*prompt)
@@ -162,7 +162,7 @@ def shapes_of(size: str, quantization: str, work: str) -> Shapes:
     config.batch_size = 2 if tiny else config.batch_size
     mert = MertConfig.from_json({**MERT_330M, **(TINY_MERT if tiny else {})}, "MERT-v1-330M")
     llama = LlamaConfig.from_json({**VICUNA_7B, **(TINY_VICUNA if tiny else {})}, "Vicuna v0 7B")
-    return Shapes(config, mert, llama, config.data.crop_seconds)
+    return Shapes.of(config, mert, llama, config.data.crop_seconds)
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def compile_step(machine: Machine, sizes: tuple[int, int, int], config: Config) 
     encoder, llm = encoder_sizes(config.mert.path).config, language_model_sizes(config.llm.path).config
     mesh = make_mesh(MeshConfig(*sizes), devices(machine))
     try:
-        return compile_costs(trace_train_step(Shapes(config, encoder, llm, seconds=30.0), mesh))
+        return compile_costs(trace_train_step(Shapes.of(config, encoder, llm, seconds=30.0), mesh))
     except DoesNotFit:
         return None
 

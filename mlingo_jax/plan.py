@@ -54,7 +54,7 @@ def main() -> None:
     from mlingo_jax.training.sharding import check_batch, make_mesh
 
     encoder, llm = encoder_sizes(config.mert.path), language_model_sizes(config.llm.path)
-    shapes = Shapes(config, encoder.config, llm.config, flags.seconds)
+    shapes = Shapes.of(config, encoder.config, llm.config, flags.seconds)
     target = compile_target(machine)
     say(report.describe_machine(machine, target))
     prepare(target)
@@ -71,7 +71,7 @@ def main() -> None:
         say(report.describe_search(candidates, machine))
         return
     mesh = make_mesh(config.mesh, found)
-    check_batch(mesh, config.batch_size)
+    check_batch(mesh, shapes.batch_size)
     say([f"mesh         data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']}, tensor {mesh.shape['tensor']}"])
     with must_fit("the train step", machine, "a smaller --config.batch_size"):
         check_fits(weight_bytes(shapes, mesh), machine.memory)
@@ -79,13 +79,13 @@ def main() -> None:
         say([f"compiled     in {time.monotonic() - start:.0f} s for {target.name}"])
         check_fits(costs.memory, machine.memory)
     say(report.describe_step(shapes, costs, machine))
-    if not config.data.encode_in_step:
+    if not shapes.spec.online:
         say(report.describe_encoding(encoding_operations(shapes, mesh), flags.clips, machine))
     if flags.rows:
         with must_fit(f"answering {flags.rows} questions at once", machine, "fewer --rows"):
             reading, writing = answering_costs(shapes, mesh, flags.rows)
             check_fits(max(reading.memory, writing.memory), machine.memory)
-        say(report.describe_answering(shapes, reading, writing, flags.rows, machine))
+        say(report.describe_answering(shapes.answer, reading, writing, flags.rows, machine))
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def small(dtype: str) -> Shapes:
     config = dataclasses.replace(Config(), batch_size=ROWS, accumulate=1, steps=10)
     config.mert.dtype = config.llm.dtype = dtype
     config.data.length = PLACES
-    return Shapes(config, MERT_CONFIG, LLAMA_CONFIG, SECONDS)
+    return Shapes.of(config, MERT_CONFIG, LLAMA_CONFIG, SECONDS)
 
 
 def compiled(program: str, shapes: Shapes, mesh: Mesh) -> Compiled:

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from mlingo_jax.errors import UserError
 from mlingo_jax.runs.checkpoints import CheckpointState, load_run_adapter, restore
@@ -31,6 +33,28 @@ def make(step: int, size: int = 8) -> CheckpointState:
     return CheckpointState(
         step, {"adapter": adapter}, optimizer, {"next_index": step}, {"skipped": [7]}, ["7.wav: not audio"]
     )
+
+
+def make_former(folder: Path, step: int) -> CheckpointState:
+    """A checkpoint as it was before what is trained had named parts; what it holds, by today's names."""
+    state = make(step)
+    adapter = state.trained["adapter"]
+    kernel = adapter["projection"]["kernel"]
+    moments = {
+        "1.0.count": np.array(step, np.int32),
+        "1.0.mu.projection.kernel": kernel,
+        "1.0.nu.layer_weights": kernel,
+    }
+    rest = {"gradient": adapter, "token_count": state.optimizer["token_count"], "opt_state": moments}
+    ocp.save_checkpointables(
+        str(folder / "checkpoints" / str(step)),
+        {"adapter": adapter, "optimizer": rest},
+        custom_metadata={"data": state.data, "run": RUN["id"], "step": step},
+    )
+    checkpoint._write_sums(folder / "checkpoints" / str(step))
+    now = {name.replace("u.", "u.adapter."): values for name, values in moments.items()}
+    optimizer = {**rest, "gradient": {"adapter": adapter}, "opt_state": now}
+    return CheckpointState(step, state.trained, optimizer, state.data)
 
 
 def keeping(run: Path, keep: int) -> Checkpoints:
@@ -72,6 +96,15 @@ def assert_is(saved: CheckpointState | None, step: int) -> None:
         assert saved.trained["adapter"]["projection"][name].dtype == np.float32
     assert saved.optimizer["opt_state"]["count"] == step
     assert saved.optimizer["token_count"] == 2.5
+
+
+def test_a_checkpoint_of_before_parts_had_names_is_read_by_their_names(run: Path):
+    former, saved = make_former(run, 40), restore(run)
+    assert saved is not None
+    assert saved.optimizer.keys() == former.optimizer.keys()
+    assert saved.optimizer["opt_state"].keys() == former.optimizer["opt_state"].keys()
+    found, expected = (saved.trained, saved.optimizer), (former.trained, former.optimizer)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_the_newest_are_kept_and_read_back(run):

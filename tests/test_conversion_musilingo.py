@@ -327,6 +327,33 @@ def test_run_to_jax(run: Path, tmp_path: Path):
     jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path / "adapter")[1], load_adapter(run)[1])
 
 
+def test_an_adapter_s_folder_says_what_it_is_and_is_read_without_that_too(run: Path, tmp_path: Path):
+    save_run(run, {"layer_weights": np.arange(3, dtype=np.float32)})
+    to_jax.convert(run, tmp_path / "adapter")
+    record = tmp_path / "adapter" / "conversion.json"
+    values = json.loads(record.read_text())
+    features, tokens = ADAPTER["llama_proj.weight"].T.shape
+    described = {"kind": "linear", "features": features, "tokens": tokens, "states": 3}
+    assert values["adapter_config"] == described
+    config, params = load_adapter(tmp_path / "adapter")
+    assert (config.to_json(), config.per_layer) == (described, True)
+    # A folder of before adapters were described.
+    record.write_text(json.dumps({"kind": "adapter", "format": values["format"]}))
+    assert load_adapter(tmp_path / "adapter")[0] == config
+    jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path / "adapter")[1], params)
+    for changes, message in (
+        ({"kind": "q-former"}, "its adapter is of kind 'q-former', expected 'linear'"),
+        ({"features": -1}, "its adapter's sizes are .*, expected whole numbers above 0"),
+        ({"states": 4}, r"wrong shape: layer_weights is \[3\], expected \[4\]"),
+    ):
+        record.write_text(json.dumps({**values, "adapter_config": described | changes}))
+        with pytest.raises(UserError, match=message):
+            load_adapter(tmp_path / "adapter")
+    record.write_text(json.dumps({**values, "adapter_config": {"kind": "linear"}}))
+    with pytest.raises(UserError, match="expected an adapter's kind, features, tokens and states"):
+        load_adapter(tmp_path / "adapter")
+
+
 def test_learned_state_weights_have_no_place_in_the_original(run: Path, tmp_path: Path):
     save_run(run, {"layer_weights": np.arange(3, dtype=np.float32)})
     to_jax.convert(run, tmp_path / "adapter")

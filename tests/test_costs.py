@@ -50,7 +50,7 @@ def paper(encode: bool) -> Shapes:
     config = load_config("pretrain")
     config.data.encode_in_step, config.data.crop_seconds = encode, 30.0
     encoder, llm = encoder_sizes(config.mert.path).config, language_model_sizes(config.llm.path).config
-    return Shapes(config, encoder, llm, seconds=30.0)
+    return Shapes.of(config, encoder, llm, seconds=30.0)
 
 
 @pytest.mark.parametrize("encode", [False, True])

@@ -20,7 +20,7 @@ from tests.tiny import LLAMA, MERT, tiny_llama, tiny_mert
 
 
 def tiny(config: Config) -> Shapes:
-    return Shapes(config, MertConfig.from_json(MERT, "mert"), LlamaConfig.from_json(LLAMA, "llm"), seconds=2.0)
+    return Shapes.of(config, MertConfig.from_json(MERT, "mert"), LlamaConfig.from_json(LLAMA, "llm"), seconds=2.0)
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
@@ -90,16 +90,15 @@ def test_hearing_a_long_clip_costs_what_its_pieces_cost():
 
 def test_published_sizes():
     for path, parameters in (("m-a-p/MERT-v1-330M", 315_428_992), ("m-a-p/MERT-v1-95M", 94_371_712)):
-        shapes = Shapes(Config(), encoder_sizes(path).config, LlamaConfig.from_json(LLAMA, "llm"), 30.0)
+        shapes = Shapes.of(Config(), encoder_sizes(path).config, LlamaConfig.from_json(LLAMA, "llm"), 30.0)
         assert parameter_counts(shapes)[0] == parameters
     # Of 13B: 40 layers of four projections of 5,120 x 5,120, three of 5,120 x 13,824 and two norms, and two tables.
     thirteen = 40 * (4 * 5120**2 + 3 * 5120 * 13824 + 2 * 5120) + 2 * 32001 * 5120 + 5120
     for path, parameters in (("weights/vicuna-v0/", 6_738_423_808), ("lmsys/vicuna-13b-delta-v0", thirteen)):
         sizes = language_model_sizes(path)
         assert "published sizes" in sizes.source
-        assert (
-            parameter_counts(Shapes(Config(), MertConfig.from_json(MERT, "mert"), sizes.config, 30.0))[1] == parameters
-        )
+        shapes = Shapes.of(Config(), MertConfig.from_json(MERT, "mert"), sizes.config, 30.0)
+        assert parameter_counts(shapes)[1] == parameters
     assert all(name == name.lower() for name in (*ENCODERS, *LANGUAGE_MODELS))
 
 

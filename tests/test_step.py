@@ -191,8 +191,8 @@ def test_one_compile_and_only_the_adapter_changes(step, llm, mesh):
     jax.tree.map(np.testing.assert_array_equal, frozen, before)
     opt_state = named_opt_state(state.opt_state)
     assert {int(n) for name, n in opt_state.items() if name.endswith("count")} == {int(state.step)} == {5}
-    assert np.any(opt_state["1.0.mu.projection.kernel"])
-    assert np.any(opt_state["1.0.nu.projection.bias"])
+    assert np.any(opt_state["1.0.mu.adapter.projection.kernel"])
+    assert np.any(opt_state["1.0.nu.adapter.projection.bias"])
     moved = np.linalg.norm(state.trained["adapter"]["projection"]["kernel"] - kernel)
     assert 0 < float(metrics["update_norm"]) < moved
     assert state.trained["adapter"]["projection"]["kernel"].dtype == jnp.float32

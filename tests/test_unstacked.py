@@ -130,7 +130,7 @@ for quantization in ("none", "int8"):
     config = Config()
     config.llm.quantization = quantization
     config.prompt.template, config.prompt.max_answer_tokens = "", 16
-    shapes = Shapes(config, MertConfig.from_json(MERT, "mert"), llm, 2.0)
+    shapes = Shapes.of(config, MertConfig.from_json(MERT, "mert"), llm, 2.0)
     # Products of one row with matrices this small are sums of their own, not products.
     found[quantization] = answering_costs(shapes, alone, 4)[1].moved / weight_bytes(shapes, alone)
 print(json.dumps(found))

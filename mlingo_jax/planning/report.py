@@ -43,21 +43,21 @@ def describe_machine(machine: Machine, target: Machine) -> list[str]:
 
 def describe_run(shapes: Shapes, sources: tuple[str, str]) -> list[str]:
     """The towers, and a step's rows."""
-    config, counts = shapes.config, parameter_counts(shapes)
-    kept = config.llm.dtype if config.llm.quantization == "none" else config.llm.quantization
-    encoded = "encoded in the step" if config.data.encode_in_step else "features cached"
-    assumed = "" if config.data.length else " (assumed; --config.data.length sets it)"
+    settings, counts = shapes.llm_settings, parameter_counts(shapes)
+    kept = settings.dtype if settings.quantization == "none" else settings.quantization
+    encoded = "encoded in the step" if shapes.spec.online else "features cached"
+    assumed = "" if shapes.row else " (assumed; --config.data.length sets it)"
     return [
-        f"encoder      {counts[0]:,} parameters, {config.mert.dtype} ({sources[0]})",
+        f"encoder      {counts[0]:,} parameters, {shapes.spec.dtype} ({sources[0]})",
         f"language     {counts[1]:,} parameters, {kept} ({sources[1]})",
-        f"step         {counted(config.batch_size, 'row')} of {shapes.length} tokens{assumed}, {shapes.music} of them "
+        f"step         {counted(shapes.batch_size, 'row')} of {shapes.length} tokens{assumed}, {shapes.music} of them "
         f"music from {shapes.encoded:g} s, {encoded}",
     ]
 
 
 def describe_step(shapes: Shapes, costs: Costs, machine: Machine) -> list[str]:
     """A train step's memory, operations, traffic and collectives on each device, and the least time it takes."""
-    terms = f"{'2 N_encoder frames + ' if shapes.config.data.encode_in_step else ''}4 N_llm tokens"
+    terms = f"{'2 N_encoder frames + ' if shapes.spec.online else ''}4 N_llm tokens"
     lines = [
         f"memory       {_memory(costs, machine)}",
         f"operations   {costs.operations / 1e12:.1f} T in all; the floor {terms} is {formula(shapes) / 1e12:.1f} T",
@@ -67,7 +67,7 @@ def describe_step(shapes: Shapes, costs: Costs, machine: Machine) -> list[str]:
     ]
     if machine.kind:
         limit = roofline(costs, machine.kind, machine.devices)
-        lines += [f"least time   {_limits(limit)}", *describe_whole(shapes, limit, machine)]
+        lines += [f"least time   {_limits(limit)}", *describe_whole(shapes.schedule.steps, limit, machine)]
     return lines
 
 
@@ -90,9 +90,8 @@ def describe_collectives(costs: Costs) -> list[str]:
     return lines
 
 
-def describe_whole(shapes: Shapes, limit: Roofline, machine: Machine) -> list[str]:
-    """The whole run's time and device-hours."""
-    steps = shapes.config.steps
+def describe_whole(steps: int, limit: Roofline, machine: Machine) -> list[str]:
+    """The time and device-hours of a run of so many steps."""
     return [f"whole run    {counted(steps, 'step')}: {_rent(steps * limit.seconds, machine)}"]
 
 
@@ -105,9 +104,8 @@ def describe_encoding(operations: int, clips: int, machine: Machine) -> list[str
     return [line + (f"; {counted(clips, 'clip')}: {_rent(clips * seconds, machine)}" if clips else "")]
 
 
-def describe_answering(shapes: Shapes, reading: Costs, writing: Costs, rows: int, machine: Machine) -> list[str]:
-    """Memory and speed of answering `rows` questions at once."""
-    tokens = shapes.config.prompt.max_answer_tokens
+def describe_answering(tokens: int, reading: Costs, writing: Costs, rows: int, machine: Machine) -> list[str]:
+    """Memory and speed of answering `rows` questions at once, by so many tokens each."""
     most = max(reading, writing, key=lambda costs: costs.memory)
     lines = [f"answering    {counted(rows, 'row')}: {_memory(most, machine)}"]
     if machine.kind:

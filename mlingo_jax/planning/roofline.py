@@ -45,7 +45,7 @@ def formula(shapes: Shapes) -> int:
     Two for the forward pass, two for the activations' gradient; weights have none.
     """
     encoder, llm = parameter_counts(shapes)
-    return 2 * encoder * _frames(shapes) + 4 * llm * shapes.config.batch_size * shapes.length
+    return 2 * encoder * _frames(shapes) + 4 * llm * shapes.batch_size * shapes.length
 
 
 def besides(shapes: Shapes) -> dict[str, int]:
@@ -54,18 +54,18 @@ def besides(shapes: Shapes) -> dict[str, int]:
     Between tokens it is next to nothing: rows are short. Between the frames of a clip, frames^2 counts; and the
     extractor's convolutions run at more than the frames' rate, up to 64 times.
     """
-    config, encoder, frames = shapes.config, shapes.encoder, _frames(shapes)
+    encoder, frames = shapes.encoder, _frames(shapes)
     found: dict[str, int] = {}
-    if config.llm.remat == "layer":
-        found["activations again 2 N_llm tokens"] = 2 * parameter_counts(shapes)[1] * config.batch_size * shapes.length
+    if shapes.llm_settings.remat == "layer":
+        found["activations again 2 N_llm tokens"] = 2 * parameter_counts(shapes)[1] * shapes.batch_size * shapes.length
     if frames:
         found["the frames' attention"] = 4 * frames * shapes.frames * encoder.embed_dim * encoder.num_layers
-        found["the extractor"] = config.batch_size * _extractor(encoder, shapes.samples)
+        found["the extractor"] = shapes.batch_size * _extractor(encoder, shapes.samples)
     return found
 
 
 def _frames(shapes: Shapes) -> int:
-    return shapes.config.batch_size * shapes.frames if shapes.config.data.encode_in_step else 0
+    return shapes.batch_size * shapes.frames if shapes.spec.online else 0
 
 
 def _extractor(encoder: MertConfig, samples: int) -> int:

@@ -41,7 +41,7 @@ def search(
     for sizes in factorisations(len(devices)):
         mesh = make_mesh(MeshConfig(*sizes), devices)
         try:
-            check_batch(mesh, shapes.config.batch_size)
+            check_batch(mesh, shapes.batch_size)
             weights = weight_bytes(shapes, mesh)
             check_fits(weights, memory)
             if compiled == most:

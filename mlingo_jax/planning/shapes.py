@@ -4,7 +4,6 @@ Axes: B rows, L positions in a row, M music tokens, N samples, D encoder width, 
 states, V vocabulary.
 """
 
-import copy
 import dataclasses
 import math
 from functools import partial
@@ -31,7 +30,7 @@ from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.models.musilingo import Networks
 from mlingo_jax.models.partition import check_divides, partition
 from mlingo_jax.models.quantization import Quantization
-from mlingo_jax.settings import Config
+from mlingo_jax.settings import Config, LanguageModelConfig
 from mlingo_jax.training.sharding import BATCH
 from mlingo_jax.training.step import Schedule, compile_train_step, init_state
 
@@ -46,20 +45,43 @@ class Shapes:
     """What a run's arrays measure.
 
     Attributes:
-        config: the run's settings.
         encoder, llm: the towers' architectures.
         seconds: of audio in a clip; a run that crops encodes no more than a crop of it, and a step just that.
+        spec: how the run's features are made.
+        llm_settings: what the language model is kept as, and what its backward pass recomputes.
+        schedule: the optimiser's settings and the numbers of steps.
+        batch_size: rows in a micro-batch, over all devices.
+        question: P without music and opening token: a question and the words around it.
+        answer: tokens of an answer at most.
+        row: L as it was set; 0 for what prompt and answer need.
     """
 
-    config: Config
     encoder: MertConfig
     llm: LlamaConfig
     seconds: float
+    spec: FeatureSpec
+    llm_settings: LanguageModelConfig
+    schedule: Schedule
+    batch_size: int
+    question: int
+    answer: int
+    row: int
 
-    @property
-    def spec(self) -> FeatureSpec:
-        """How the run's features are made."""
-        return FeatureSpec.of(self.config)
+    @classmethod
+    def of(cls, config: Config, encoder: MertConfig, llm: LlamaConfig, seconds: float) -> "Shapes":
+        """Those of a run with these towers, on clips of so many seconds."""
+        return cls(
+            encoder,
+            llm,
+            seconds,
+            FeatureSpec.of(config),
+            config.llm,
+            Schedule(config.optim, config.steps, config.accumulate),
+            config.batch_size,
+            question=QUESTION if config.prompt.template else 0,
+            answer=config.prompt.max_answer_tokens,
+            row=config.data.length,
+        )
 
     @property
     def encoded(self) -> float:
@@ -86,39 +108,35 @@ class Shapes:
     @property
     def length(self) -> int:
         """L: as the config says, or what its prompt's longest answer needs."""
-        needed = self.positions + self.config.prompt.max_answer_tokens
-        return self.config.data.length or round_up(needed)
+        return self.row or round_up(self.positions + self.answer)
 
     @property
     def positions(self) -> int:
         """P: of a prompt, the row without its answer."""
-        return 1 + self.music + (QUESTION if self.config.prompt.template else 0)
+        return 1 + self.music + self.question
 
 
 def networks(shapes: Shapes, mesh: Mesh | None = None) -> tuple[Mert, Llama, Adapter]:
     """The three networks in the abstract, as they are loaded for a mesh."""
-    config = shapes.config
-    states = shapes.encoder.states if config.adapter.layer_weights else None
+    settings, encoder = shapes.llm_settings, shapes.encoder
+    adapter = AdapterConfig(encoder.embed_dim, shapes.llm.embed_dim, encoder.states if shapes.spec.per_layer else None)
     language = partial(
         Llama,
         shapes.llm,
-        dtype=jnp.dtype(config.llm.dtype),
-        quantization=cast(Quantization, config.llm.quantization),
+        dtype=jnp.dtype(settings.dtype),
+        quantization=cast(Quantization, settings.quantization),
         stacked=stacks_layers(mesh),
     )
     return (
-        nnx.eval_shape(lambda: Mert(shapes.encoder, dtype=jnp.dtype(config.mert.dtype), rngs=nnx.Rngs(0))),
+        nnx.eval_shape(lambda: Mert(shapes.encoder, dtype=jnp.dtype(shapes.spec.dtype), rngs=nnx.Rngs(0))),
         nnx.eval_shape(lambda: language(rngs=nnx.Rngs(0))),
-        nnx.eval_shape(
-            lambda: Adapter(AdapterConfig(shapes.encoder.embed_dim, shapes.llm.embed_dim, states), rngs=nnx.Rngs(0))
-        ),
+        nnx.eval_shape(lambda: Adapter(adapter, rngs=nnx.Rngs(0))),
     )
 
 
 def parameter_counts(shapes: Shapes) -> tuple[int, int]:
     """The encoder's and the language model's numbers of parameters; a quantised one's scales are none."""
-    plain = dataclasses.replace(shapes, config=copy.deepcopy(shapes.config))
-    plain.config.llm.quantization = "none"
+    plain = dataclasses.replace(shapes, llm_settings=dataclasses.replace(shapes.llm_settings, quantization="none"))
     encoder, llm, _ = networks(plain)
     return _count(encoder), _count(llm)
 
@@ -131,9 +149,9 @@ def weight_bytes(shapes: Shapes, mesh: Mesh) -> int:
     """
     encoder, llm, _ = networks(shapes, mesh)
     check_divides(llm, "the language model", mesh)
-    if shapes.config.data.encode_in_step:
+    if shapes.spec.online:
         check_divides(encoder, "the encoder", mesh)
-    trees = [split(llm, mesh)[1], *([split(encoder, mesh)[1]] if shapes.config.data.encode_in_step else [])]
+    trees = [split(llm, mesh)[1], *([split(encoder, mesh)[1]] if shapes.spec.online else [])]
     bits = (
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype)
         for leaf in jax.tree.leaves(trees)
@@ -143,23 +161,22 @@ def weight_bytes(shapes: Shapes, mesh: Mesh) -> int:
 
 def trace_train_step(shapes: Shapes, mesh: Mesh) -> Traced:
     """The run's train step on a mesh: traced, ready to be lowered and compiled."""
-    config = shapes.config
     mert, llm, adapter = networks(shapes, mesh)
     graph, params = split(adapter, mesh)
-    state = _whole(jax.eval_shape(partial(init_state, optim=config.optim), {"adapter": params}), mesh)
+    state = _whole(jax.eval_shape(partial(init_state, optim=shapes.schedule.optim), {"adapter": params}), mesh)
     llm_graph, llm_params = split(llm, mesh)
     frozen = {"llm": llm_params}
-    batch = text_batch(config.batch_size, shapes.length, mesh)
-    rows = partial(_rows, config.batch_size, mesh)
-    if config.data.encode_in_step:
+    batch = text_batch(shapes.batch_size, shapes.length, mesh)
+    rows = partial(_rows, shapes.batch_size, mesh)
+    if shapes.spec.online:
         encoder_graph, frozen["encoder"] = split(mert, mesh)
         batch |= {"waveform": rows((shapes.samples,), jnp.float32), "waveform_length": rows((), jnp.int32)}
     else:
         encoder_graph = None
-        states = (shapes.encoder.states,) if config.adapter.layer_weights else ()
+        states = (shapes.encoder.states,) if shapes.spec.per_layer else ()
         batch["music"] = rows((*states, shapes.music, shapes.encoder.embed_dim), jnp.float32)
-    static = Networks(llm_graph, graph, encoder_graph, shapes.spec.frames_per_token, config.llm.remat)
-    step: Any = compile_train_step(static, Schedule(config.optim, config.steps, config.accumulate), mesh)
+    static = Networks(llm_graph, graph, encoder_graph, shapes.spec.frames_per_token, shapes.llm_settings.remat)
+    step: Any = compile_train_step(static, shapes.schedule, mesh)
     with jax.set_mesh(mesh):
         return step.trace(state, frozen, batch)
 
@@ -186,14 +203,14 @@ def trace_reading(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
     graph, params = split(networks(shapes, mesh)[1], mesh)
     whole = partial(_array, mesh, P())
     prompt = (
-        whole((rows, shapes.positions, shapes.llm.embed_dim), jnp.dtype(shapes.config.llm.dtype)),
+        whole((rows, shapes.positions, shapes.llm.embed_dim), jnp.dtype(shapes.llm_settings.dtype)),
         whole((rows, shapes.positions), jnp.int32),
         whole((rows, shapes.positions), jnp.int32),
         _table(shapes, mesh),
         whole((rows,), jax.eval_shape(lambda: jax.random.key(0)).dtype),
     )
     with jax.set_mesh(mesh):
-        return prefill.trace(graph, params, *prompt, None, max_new_tokens=shapes.config.prompt.max_answer_tokens)
+        return prefill.trace(graph, params, *prompt, None, max_new_tokens=shapes.answer)
 
 
 def trace_writing(shapes: Shapes, mesh: Mesh, read: Traced, compiled: Compiled) -> Traced:

@@ -109,6 +109,8 @@ def check_config(config: Config) -> None:
     except UserError as error:
         raise UserError(f"{error}; put it back as it was, or choose another workdir") from error
     fixed = _fixed(config)
+    # A setting that there was not when the run began: it did what the default does.
+    before = dict(flatten(json.loads(to_json(Config())))) | dict(flatten(before))
     changed = differences(before, json.loads(to_json(config)))
     _refuse(workdir, {f"config.{name}": values for name, values in changed.items() if name in fixed})
 
