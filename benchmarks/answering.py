@@ -24,13 +24,13 @@ from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Options
 from mlingo_jax.inference.layout import layout
-from mlingo_jax.inference.programs import Networks
 from mlingo_jax.inference.requests import Piece, Request
 from mlingo_jax.inference.sampling import row_keys
 from mlingo_jax.inference.stopping import START, StopRule
-from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
+from mlingo_jax.models.musilingo import Networks
 
 SIZES = {
     "demo": {"vocab_size": 524, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4},
@@ -75,7 +75,7 @@ def timed(work: Callable[[], int]) -> tuple[int, float]:
 def by_engine(llm: Llama, rows: int, asked: Sequence[Request]) -> int:
     (graph, params), (other, rest) = nnx.split(llm, nnx.Param), nnx.split(adapter(llm), nnx.Param)
     sizes = layout(rows, len(OPENING), prefix=8, question=PROMPT, answer=LONGEST)
-    both = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+    both = {"llm": nnx.to_pure_dict(params)}, {"adapter": nnx.to_pure_dict(rest)}
     engine = Engine(Networks(graph, other), both, sizes, OPENING, never(llm))
     written = sum(len(answer.tokens) for _, answer in answers(engine, asked))
     assert written == sum(request.options.max_new_tokens for request in asked)
@@ -123,7 +123,7 @@ def never(llm: Llama) -> StopRule:
 
 
 def adapter(llm: Llama) -> Adapter:
-    return Adapter(FEATURES, llm.config.embed_dim, rngs=nnx.Rngs(1))
+    return Adapter(AdapterConfig(FEATURES, llm.config.embed_dim), rngs=nnx.Rngs(1))
 
 
 def main() -> None:

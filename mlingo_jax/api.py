@@ -29,13 +29,11 @@ from mlingo_jax.inference.answering import answers, text
 from mlingo_jax.inference.beams import Beams
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Answer, Options
-from mlingo_jax.inference.programs import Networks
 from mlingo_jax.inference.prompts import about_clip, by_clip, salt_of
 from mlingo_jax.inference.requests import Request
 from mlingo_jax.inference.writing import open_writer
 from mlingo_jax.models.adapter import Adapter, AdapterConfig
-from mlingo_jax.models.llama import Llama
-from mlingo_jax.models.musilingo import token_log_probs
+from mlingo_jax.models.musilingo import Networks, bind, token_log_probs
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.runs.folder import read_run, run_of
 from mlingo_jax.training.run import require_towers
@@ -91,7 +89,7 @@ class MusiLingo:
         rows = [self.prompt.row(q, a, f.shape[-2]) for q, a, f in zip(questions, answers, features, strict=True)]
         self._check_context([len(row.tokens) for row in rows], 0)
         with self._on_mesh():
-            log_probs = np.asarray(_log_probs(self._graphdefs, self._params, *self._batch(rows, features)))
+            log_probs = np.asarray(_log_probs(self._networks, self._params, *self._batch(rows, features)))
         return [scores[: len(row.tokens)][row.loss_weights > 0] for scores, row in zip(log_probs, rows, strict=False)]
 
     def answer(
@@ -179,9 +177,8 @@ class MusiLingo:
             rows: answers written at once; by default what the devices' memory holds.
             at_most: as many requests as will come at all, if that is known.
         """
-        networks = Networks(self.llm.graphdef, self.adapter_graph)
         size = {"rows": rows, "at_most": at_most}
-        return open_writer(self.llm, networks, self._params, self.prompt, like, **size, mesh=self.mesh)
+        return open_writer(self.llm, self._networks, self._params, self.prompt, like, **size, mesh=self.mesh)
 
     def __repr__(self) -> str:
         widths = f"{self.encoder.config.embed_dim} to {self.llm.config.embed_dim}"
@@ -245,12 +242,13 @@ class MusiLingo:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     @property
-    def _graphdefs(self) -> "tuple[nnx.GraphDef[Llama], nnx.GraphDef[Adapter]]":
-        return self.llm.graphdef, self.adapter_graph
+    def _networks(self) -> Networks:
+        return Networks(self.llm.graphdef, self.adapter_graph)
 
     @property
-    def _params(self) -> tuple[Any, Any]:
-        return self.llm.params, self.adapter
+    def _params(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Those of the frozen networks, and those that were trained."""
+        return {"llm": self.llm.params}, {"adapter": self.adapter}
 
 
 def load(
@@ -397,10 +395,6 @@ def _one_each(clips: Sequence[Clip], texts: str | Sequence[str], name: str) -> l
 
 
 @partial(jax.jit, static_argnums=0)
-def _log_probs(graphdefs: Any, params: Any, batch: dict[str, Array], music: Array) -> Float[Array, "B L"]:
-    return token_log_probs(*_merge(graphdefs, params), batch, music)
-
-
-def _merge(graphdefs: Any, params: Any) -> tuple[Llama, Adapter]:
-    llm, adapter = (nnx.merge(g, nnx.State(p)) for g, p in zip(graphdefs, params, strict=True))
-    return llm, adapter
+def _log_probs(networks: Networks, params: Any, batch: dict[str, Array], music: Array) -> Float[Array, "B L"]:
+    llm, adapter, _ = bind(networks, *params)
+    return token_log_probs(llm, adapter, batch, music)

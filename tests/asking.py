@@ -21,12 +21,12 @@ from mlingo_jax.inference.answering import answers
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Answer, Options
 from mlingo_jax.inference.layout import Layout, layout
-from mlingo_jax.inference.programs import Networks
 from mlingo_jax.inference.requests import Piece, Request
 from mlingo_jax.inference.stopping import StopRule, stop_rule
 from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
+from mlingo_jax.models.musilingo import Networks
 from mlingo_jax.models.partition import partition
 from mlingo_jax.settings import MeshConfig
 from mlingo_jax.training.sharding import make_mesh
@@ -58,7 +58,7 @@ def tiny_layout(rows: int, *, question: int = 16) -> Layout:
 
 def make_engine(networks: tuple[Llama, Adapter], rule: StopRule, sizes: Layout, mesh: Mesh | None = None) -> Engine:
     (llm, llm_params), (adapter, adapter_params) = (nnx.split(network, nnx.Param) for network in networks)
-    params = nnx.to_pure_dict(llm_params), nnx.to_pure_dict(adapter_params)
+    params = {"llm": nnx.to_pure_dict(llm_params)}, {"adapter": nnx.to_pure_dict(adapter_params)}
     return Engine(Networks(llm, adapter), params, sizes, OPENING, rule, mesh)  # pyright: ignore[reportArgumentType]
 
 

@@ -24,7 +24,7 @@ from mlingo_jax.inference.requests import Piece, Request, cut, whole
 from mlingo_jax.inference.stopping import StopRule
 from mlingo_jax.models.adapter import Adapter
 from mlingo_jax.models.llama import Llama
-from mlingo_jax.models.musilingo import embed_rows
+from mlingo_jax.models.musilingo import Networks, embed_rows
 from tests.asking import (
     CLIPS,
     OPENING,
@@ -252,8 +252,8 @@ def test_a_row_takes_the_memory_that_is_reckoned(networks):
     sizes = tiny_layout(8)
     llm, adapter = networks
     (llm_graph, llm_params), (adapter_graph, adapter_params) = nnx.split(llm, nnx.Param), nnx.split(adapter, nnx.Param)
-    params = nnx.to_pure_dict(llm_params), nnx.to_pure_dict(adapter_params)
-    made = programs.begin(programs.Networks(llm_graph, adapter_graph), params, sizes, jnp.array([OPENING], jnp.int32))
+    params = {"llm": nnx.to_pure_dict(llm_params)}, {"adapter": nnx.to_pure_dict(adapter_params)}
+    made = programs.begin(Networks(llm_graph, adapter_graph), params, sizes, jnp.array([OPENING], jnp.int32))
     kept = (made[0].cache.key, made[0].cache.value, made[1].cache.key, made[1].cache.value)
     held = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(kept))
     # And the opening's own place among the prefixes.

@@ -19,12 +19,12 @@ from mlingo_jax.inference.beams import Beams
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Answer, Options
 from mlingo_jax.inference.layout import layout
-from mlingo_jax.inference.programs import Networks
 from mlingo_jax.inference.requests import Request, cut
 from mlingo_jax.inference.stopping import StopRule, stop_rule
-from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
+from mlingo_jax.models.musilingo import Networks
 from mlingo_jax.weights.keymap import entries, parameters
 from mlingo_jax.weights.llama import RULES
 from tests.tiny import tiny_tokenizer
@@ -107,11 +107,11 @@ def batch(prompts: list[np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def maker(graphdef: Any, params: Any) -> Callable[[StopRule, int], Engine | Beams]:
     """Makes what answers prompts that are embeddings: music of the language model's own width, handed on as it is."""
-    adapter = Adapter(32, 32, rngs=nnx.Rngs(0))
+    adapter = Adapter(AdapterConfig(32, 32), rngs=nnx.Rngs(0))
     adapter.projection.kernel.set_value(jnp.eye(32))
     adapter.projection.bias.set_value(jnp.zeros(32))
     graph, kept = nnx.split(adapter, nnx.Param)
-    networks, both = Networks(graphdef, graph), (params, nnx.to_pure_dict(kept))
+    networks, both = Networks(graphdef, graph), ({"llm": params}, {"adapter": nnx.to_pure_dict(kept)})
 
     def make(rule: StopRule, beams: int) -> Engine | Beams:
         if beams > 1:

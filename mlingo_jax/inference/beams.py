@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 
 from mlingo_jax.inference.beam import beam_search
 from mlingo_jax.inference.engine import News, not_finite
-from mlingo_jax.inference.programs import Networks, Pieces
+from mlingo_jax.inference.programs import Pieces
 from mlingo_jax.inference.requests import Request, pad, whole
 from mlingo_jax.inference.stopping import NOT_FINITE, StopRule, finish_reason
-from mlingo_jax.models.musilingo import embed_rows
+from mlingo_jax.models.musilingo import Networks, bind, embed_rows
 
 # Prompts are padded to a multiple of this many positions, so that questions of like length share a compiled program.
 PLACES = 64
@@ -73,7 +73,7 @@ class Beams:
             embeddings, positions, segments = self._prompts([request for _, request in group])
             found = beam_search(
                 self._networks.llm,
-                self._params[0],
+                self._params[0]["llm"],
                 embeddings,
                 positions,
                 segments,
@@ -102,6 +102,6 @@ def _news(number: int, request: Request, tokens: list[int], length: int, state: 
 
 @partial(jax.jit, static_argnums=0)
 def _embed(networks: Networks, params: Any, pieces: Pieces) -> Float[Array, "B P E"]:
-    llm, adapter = networks.merge(params)
+    llm, adapter, _ = bind(networks, *params)
     music = adapter.tokens(jnp.asarray(pieces.music))
     return embed_rows(llm, jnp.asarray(pieces.tokens), jnp.asarray(pieces.music_index), music)

@@ -20,9 +20,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mlingo_jax.inference.layout import Layout, bucket
-from mlingo_jax.inference.programs import Networks, Pieces, Written, begin, read_prefixes, read_questions, write_chunk
+from mlingo_jax.inference.programs import Pieces, Written, begin, read_prefixes, read_questions, write_chunk
 from mlingo_jax.inference.requests import Piece, Request, ask, pad
 from mlingo_jax.inference.stopping import NOT_FINITE, START, FinishReason, StopRule, finish_reason
+from mlingo_jax.models.musilingo import Networks
 
 
 @dataclasses.dataclass(frozen=True)

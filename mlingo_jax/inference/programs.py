@@ -11,29 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, Key, UInt32
 
 from mlingo_jax.inference import columns
 from mlingo_jax.inference.layout import Layout
 from mlingo_jax.inference.sampling import Sampling, choose
 from mlingo_jax.inference.stopping import START, next_states
-from mlingo_jax.models.adapter import Adapter
-from mlingo_jax.models.llama import KVCache, Llama
-from mlingo_jax.models.musilingo import embed_rows
+from mlingo_jax.models.llama import KVCache
+from mlingo_jax.models.musilingo import Networks, bind, embed_rows
 from mlingo_jax.models.partition import constrain
-
-
-@dataclasses.dataclass(frozen=True)
-class Networks:
-    """The networks that answer, as the engine's programs take them: structures, static, and their parameters."""
-
-    llm: nnx.GraphDef[Llama]
-    adapter: nnx.GraphDef[Adapter]
-
-    def merge(self, params: Any) -> tuple[Llama, Adapter]:
-        """The modules; `params` is the pair of their parameters."""
-        return nnx.merge(self.llm, nnx.State(params[0])), nnx.merge(self.adapter, nnx.State(params[1]))
 
 
 @jax.tree_util.register_dataclass
@@ -129,7 +115,7 @@ class Written:
 @partial(jax.jit, static_argnames=("networks", "layout"))
 def begin(networks: Networks, params: Any, layout: Layout, opening: Int32[Array, "1 T"]) -> tuple[Rows, Prefixes]:
     """Empty rows, and no prefixes but the opening, which is read here."""
-    llm, _ = networks.merge(params)
+    llm = bind(networks, *params).llm
     dtype, count = llm.embedding.dtype, layout.rows
     kept = llm.init_cache(layout.prefixes + 1, layout.prompt, dtype)
     if layout.opening:
@@ -202,7 +188,7 @@ def write_chunk(
     held: Bool[Array, " B"] | Bool[np.ndarray, " B"],
 ) -> tuple[Rows, Written]:
     """Writes up to C tokens in every row that is `held` and has not ended; stops early once none is left."""
-    llm, _ = networks.merge(params)
+    llm = bind(networks, *params).llm
 
     def unfinished(carry: tuple[Array, Rows, Array, Array]) -> Array:
         step, rows, *_ = carry
@@ -243,7 +229,7 @@ def _read(
     networks: Networks, params: Any, before: KVCache, lengths: Int32[Array, " A"], pieces: Pieces
 ) -> tuple[Float[Array, "A T E"], KVCache, Int32[Array, " A"]]:
     """Reads pieces behind columns that hold `lengths` tokens: their hidden states, all columns, all tokens' number."""
-    llm, adapter = networks.merge(params)
+    llm, adapter, _ = bind(networks, *params)
     music = adapter.tokens(jnp.asarray(pieces.music))
     embeddings = embed_rows(llm, jnp.asarray(pieces.tokens), jnp.asarray(pieces.music_index), music)
     count, size = pieces.tokens.shape
