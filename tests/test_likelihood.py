@@ -8,7 +8,7 @@ import pytest
 import mlingo_jax
 from mlingo_jax.data.prompt import STAGE_1, PromptSettings
 from mlingo_jax.inference.likelihood import Asked, answer_log_probs, tokens_read
-from mlingo_jax.inference.programs import Networks
+from mlingo_jax.models.musilingo import Networks
 from tests.tiny import tiny_llama, tiny_mert
 
 WIDTH = 24
@@ -36,7 +36,9 @@ def asked(answers: int, prompts: int = 5) -> list[Asked]:
 
 def score(model: mlingo_jax.MusiLingo, some: list[Asked], **options: int) -> list[list[np.ndarray]]:
     networks = Networks(model.llm.graphdef, model.adapter_graph)
-    return answer_log_probs(networks, (model.llm.params, model.adapter), model.prompt, some, **options)
+    return answer_log_probs(
+        networks, ({"llm": model.llm.params}, {"adapter": model.adapter}), model.prompt, some, **options
+    )
 
 
 def alone(model: mlingo_jax.MusiLingo, some: list[Asked]) -> list[list[np.ndarray]]:

@@ -64,9 +64,10 @@ def test_lengths():
     assert (shapes.frames, shapes.music) == (149, 1)
     # Without a prompt: beginning, music, answer.
     config.prompt.template, config.prompt.max_answer_tokens = "", 32
+    shapes = tiny(config)
     assert (shapes.positions, shapes.length) == (2, 48)
     config.data.length = 40
-    assert shapes.length == 40
+    assert tiny(config).length == 40
 
 
 def test_long_clips_are_heard_in_pieces_and_crops_at_once():
@@ -77,8 +78,10 @@ def test_long_clips_are_heard_in_pieces_and_crops_at_once():
     assert (shapes.samples, shapes.music) == (45 * 24_000, 7 + 4)
     assert dataclasses.replace(shapes, seconds=65.0).music == 7 + 7 + 2
     config.data.encode_in_step, config.data.crop_seconds = True, 65.0
+    shapes = dataclasses.replace(tiny(config), seconds=45.0)
     assert (shapes.samples, shapes.music) == (65 * 24_000, 15)
     config.data.encode_in_step, config.data.crops, config.data.crop_seconds = False, 3, 15.5
+    shapes = dataclasses.replace(tiny(config), seconds=45.0)
     assert (shapes.encoded, shapes.music) == (15.5, 4)
 
 

@@ -27,7 +27,8 @@ from mlingo_jax.features.silence import keep_silence, read_silence
 from mlingo_jax.features.sources import CachedFeatures
 from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.files import read_json
-from mlingo_jax.inference.programs import Networks
+from mlingo_jax.models.adapter import AdapterConfig
+from mlingo_jax.models.musilingo import Networks
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.processes import broadcast, is_primary, run_on_primary
 from mlingo_jax.runs.folder import read_run, run_of
@@ -44,13 +45,13 @@ Features = Float32[np.ndarray, "..."]
 class Model:
     """A language model with its adapter, and the features of the clips.
 
-    params: the language model's and the adapter's. encoder: where the encoder is or was. identity: all that answers
+    params: what is frozen, and what was trained. encoder: where the encoder is or was. identity: all that answers
     depend on but the question.
     """
 
     llm: Tower
     networks: Networks
-    params: tuple[Any, Any]
+    params: tuple[dict[str, Any], dict[str, Any]]
     prompt: Prompt
     music: CachedFeatures
     spec: FeatureSpec
@@ -145,8 +146,8 @@ def open_model(
         # Not looked for until it is needed: with cached features it may be gone.
         mert = read_run(adapter)["mert"]["folder"] or None
     sources = find_sources(mert, llm, adapter, quantization)
-    params = None if adapter is None else load_adapter(adapter)
-    per_layer = params is not None and "layer_weights" in params
+    given, params = (None, None) if adapter is None else load_adapter(adapter)
+    per_layer = given is not None and given.per_layer
     spec = _find_cache(caches, clips, sources, per_layer) or _spec(sources, own_cache, str(dtype), per_layer)
     found = open_music(spec, clips, local_mesh(), lambda identity: _require_encoder(adapter, sources, identity))
     assert isinstance(found.music, CachedFeatures)
@@ -155,20 +156,19 @@ def open_model(
     tower = load_tower(sources.llm, kind="llama", dtype=dtype, quantization=sources.quantization, mesh=mesh)
     if sources.run is not None:
         require_towers(adapter or "", sources.run, mert=found.identity, llm=tower.identity)
-    graph, params = fit_adapter(
-        params, features=found.embed_dim, tokens=tower.config.embed_dim, states=found.states, source=adapter or ""
-    )
+    config = AdapterConfig(found.embed_dim, tower.config.embed_dim, found.states)
+    fitted = fit_adapter(params, config, source=adapter or "")
     prompt = open_prompt(tower.folder, sources.prompt, tower.config.vocab_size)
     fingerprint = found.music.cache.fingerprint
     identity = {
         "encoder": dict(found.identity),
         "llm": tower.identity,
-        "adapter": weights_checksum(params),
+        "adapter": weights_checksum(fitted.params),
         "prompt": sources.prompt.to_json(),
         "features": {"kind": fingerprint.kind, "crops": fingerprint.crops, "seconds": fingerprint.seconds},
     }
-    networks = Networks(tower.graphdef, graph)
-    return Model(tower, networks, (tower.params, params), prompt, found.music, spec, str(sources.mert), mesh, identity)
+    networks, params = Networks(tower.graphdef, fitted.graphdef), ({"llm": tower.params}, {"adapter": fitted.params})
+    return Model(tower, networks, params, prompt, found.music, spec, str(sources.mert), mesh, identity)
 
 
 def _require_encoder(adapter: str | Path | None, sources: Sources, identity: Mapping[str, Any]) -> None:

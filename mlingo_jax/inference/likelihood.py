@@ -24,8 +24,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from mlingo_jax.data.packing import ROW_LENGTH, join, pack
 from mlingo_jax.data.prompt import Prompt, Row, collate
 from mlingo_jax.inference import columns
-from mlingo_jax.inference.programs import Networks
-from mlingo_jax.models.musilingo import embed_rows, next_token_log_probs, token_log_probs
+from mlingo_jax.models.musilingo import Networks, bind, embed_rows, next_token_log_probs, token_log_probs
 
 LogProbs = Float32[np.ndarray, " T"]
 
@@ -82,7 +81,7 @@ def answer_log_probs(
     What an answer gets does not depend on the others. Answers are cut as in training.
 
     Args:
-        networks, params: the language model and the adapter, and the pair of their parameters.
+        networks, params: the language model and the adapter, and what is frozen and trained of their parameters.
         prompt: how questions are put.
         asked: what to score.
         tokens: in the rows of one program, about.
@@ -194,7 +193,8 @@ def _score_packed(
 def _log_probs(
     networks: Networks, params: Any, batch: dict[str, Array], music: Float[Array, "B ..."]
 ) -> Float32[Array, "B T"]:
-    return token_log_probs(*networks.merge(params), batch, music)
+    llm, adapter, _ = bind(networks, *params)
+    return token_log_probs(llm, adapter, batch, music)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -208,8 +208,8 @@ def _log_probs_behind(
     of: Int32[Array, " A"],
 ) -> Float32[Array, "A T"]:
     """The log-probabilities of answers, each behind the prompt that `of` says."""
-    llm, adapter = networks.merge(params)
-    embeddings = embed_rows(llm, prompts["tokens"], prompts["music_index"], adapter(music))
+    llm, adapter, _ = bind(networks, *params)
+    embeddings = embed_rows(llm, prompts["tokens"], prompts["music_index"], adapter.tokens(music))
     count, size = prompts["tokens"].shape
     room = llm.init_cache(count, size, llm.embedding.dtype)
     hidden, cache = llm.extend(embeddings, prompts["positions"], prompts["segments"], room, 0)

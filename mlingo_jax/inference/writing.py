@@ -11,9 +11,9 @@ from mlingo_jax.data.tokenizer import read_eos
 from mlingo_jax.inference.beams import Beams
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.layout import layout, most_rows
-from mlingo_jax.inference.programs import Networks
 from mlingo_jax.inference.requests import Request
 from mlingo_jax.inference.stopping import StopRule, stop_rule
+from mlingo_jax.models.musilingo import Networks
 from mlingo_jax.weights.load import Tower
 
 
@@ -31,7 +31,7 @@ def open_writer(
     """What answers requests: an engine, or for options with several beams, a search.
 
     Args:
-        llm: the language model. networks, params: it and the adapter, and the pair of their parameters.
+        llm: the language model. networks, params: it and the adapter; their parameters, frozen and trained.
         prompt: how questions are put.
         like: requests that it shall have room for from the start, with the options of all.
         rows: answers written at once; by default what the devices' memory holds.
