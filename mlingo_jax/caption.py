@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mlingo_jax.cli import run_cli
+from mlingo_jax.cli import Parser, run_cli
 from mlingo_jax.errors import UserError
 from mlingo_jax.wording import counted
 
@@ -169,10 +169,9 @@ def _parse() -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mlingo_jax.caption",
         description="Asks questions about audio files and writes the answers. Started again, it resumes.",
-        allow_abbrev=False,
     )
     add = parser.add_argument_group("what is asked").add_argument
     parser.add_argument(

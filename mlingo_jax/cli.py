@@ -6,10 +6,45 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
+from mlingo_jax import __version__
 from mlingo_jax.errors import AudioWarning, Stopped, UserError
+from mlingo_jax.wording import nearest
+
+VERSION = f"mlingo_jax {__version__}"
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a command. A mistake in them is one line, and a misspelt one is told with the nearest there is."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, allow_abbrev=False, **options)
+        self.add_argument("--version", action="version", version=VERSION, help=argparse.SUPPRESS)
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        self._words = list(sys.argv[1:] if args is None else args)
+        known, rest = super().parse_known_args(args, namespace)
+        self._refuse_unknown(rest)
+        return known, rest
+
+    def error(self, message: str) -> NoReturn:
+        # With subcommands the words are theirs to judge.
+        if self._subparsers is None:
+            words, self._words = self._words, []
+            self._refuse_unknown(words)
+        self.exit(2, f"error: {message} ({self.prog} --help)\n")
+
+    def _refuse_unknown(self, words: Iterable[str]) -> None:
+        """Ends at the first option that there is not; what begins with `--config.` is read by `mlingo_jax.flags`."""
+        known = self._option_string_actions
+        options = (word.partition("=")[0] for word in words if word.startswith("--") and word != "--")
+        unknown = next((o for o in options if o not in known and not o.startswith("--config.")), None)
+        if unknown:
+            self._words = []
+            self.error(f"{unknown}: no such option{nearest(unknown, known)}")
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlingo_jax.caption import LIKE
-from mlingo_jax.cli import run_cli
+from mlingo_jax.cli import Parser, run_cli
 from mlingo_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -246,11 +246,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m mlingo_jax.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     made.add_argument(
         "run", nargs="?", metavar="RUN", help="a training run's folder, MusiLingo folder or .pth, to be asked"
@@ -338,11 +337,10 @@ def parser() -> argparse.ArgumentParser:
 
 def comparing_parser() -> argparse.ArgumentParser:
     """The command line of `compare`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m mlingo_jax.evaluate compare",
         description="Sets evaluations side by side on the examples they share: each score, each gap, and whether two "
         "systems differ by more than chance (paired bootstrap over clips).",
-        allow_abbrev=False,
     )
     made.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that evaluate wrote")
     made.add_argument("--output", type=Path, metavar="DIR", help="also write comparison.json and comparison.md there")
@@ -351,10 +349,9 @@ def comparing_parser() -> argparse.ArgumentParser:
 
 def paper_parser() -> argparse.ArgumentParser:
     """The command line of `evaluate paper`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m mlingo_jax.evaluate paper",
         description="Writes RUNS/paper.md: the paper's tables beside launch/paper.sh's evaluations in RUNS/evaluation.",
-        allow_abbrev=False,
     )
     made.add_argument("runs", type=Path, metavar="RUNS", help="the folder that launch/paper.sh was given")
     return made

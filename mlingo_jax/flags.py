@@ -130,7 +130,7 @@ def _parse(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
         word = words.pop(0)
         flag, equals, text = word.partition("=")
         if flag != "--config" and not flag.startswith("--config."):
-            raise UserError(f"{word}: not understood; see --help")
+            raise UserError(f"{word}: not understood{nearest(flag, ('--config', *HELP))}; see --help")
         if not equals:
             if not words:
                 raise UserError(f"{word}: needs a value; see --help")

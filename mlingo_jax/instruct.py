@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from mlingo_jax.cli import require_positive, run_cli
+from mlingo_jax.cli import Parser, require_positive, run_cli
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import sha256_of
 from mlingo_jax.instruction.conversations import Plan
@@ -51,13 +51,12 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mlingo_jax.instruct",
         description="Makes questions and answers about music from captions or tags, with any language model that "
         "speaks OpenAI's chat completions, checks them, and tells what came of it. Started again, it goes on: what was "
         "answered is never asked twice.",
         epilog="docs/instruct.md has the whole way, and docs/recipes.md whole training sets.",
-        allow_abbrev=False,
     )
     _add_what(parser)
     _add_model(parser.add_argument_group("the language model"))

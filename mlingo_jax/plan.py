@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-from mlingo_jax.cli import run_cli
+from mlingo_jax.cli import Parser, run_cli
 from mlingo_jax.errors import UserError
 from mlingo_jax.flags import read_config
 from mlingo_jax.planning import machines
@@ -21,11 +21,10 @@ from mlingo_jax.planning import machines
 
 def parser() -> argparse.ArgumentParser:
     """The command line, but for --config, which is read as train reads it."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m mlingo_jax.plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     made.add_argument(
         "--topology", required=True, help=f"the machine: {machines.AS}; kinds: {', '.join(machines.KINDS)}"

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import NoReturn
 
-from mlingo_jax.cli import require_positive, run_cli
+from mlingo_jax.cli import Parser, require_positive, run_cli
 from mlingo_jax.datasets.build import Options, build
 from mlingo_jax.datasets.builders import DATASETS
 from mlingo_jax.datasets.examples import Examples
@@ -26,14 +26,13 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mlingo_jax.prepare",
         description="Checks and builds datasets. Started again, it resumes; what is there already is not rebuilt.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for dataset in DATASETS:
-        command = commands.add_parser(dataset.name, help=_first_line(dataset), allow_abbrev=False)
+        command = commands.add_parser(dataset.name, help=_first_line(dataset))
         command.set_defaults(run=_build, dataset=dataset)
         _add_build_options(command, dataset)
     _add_fetch(commands)
@@ -118,7 +117,7 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _add_fetch(commands: argparse._SubParsersAction) -> None:
-    fetch = commands.add_parser("fetch", help="gets the clips of music_caps that are still public", allow_abbrev=False)
+    fetch = commands.add_parser("fetch", help="gets the clips of music_caps that are still public")
     add = fetch.add_argument
     add("dataset", choices=("music_caps",))
     add("--annotations", nargs="+", required=True, type=Path, metavar="PATH", help="musiccaps-public.csv")
@@ -147,7 +146,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _add_midi(commands: argparse._SubParsersAction) -> None:
-    midi = commands.add_parser("midi", help="renders MIDI files to clips whose truth is known", allow_abbrev=False)
+    midi = commands.add_parser("midi", help="renders MIDI files to clips whose truth is known")
     add = midi.add_argument
     add("files", nargs="+", type=Path, metavar="PATH", help="MIDI files, or folders of them")
     add("--soundfont", required=True, type=Path, metavar="FILE", help="of sf2 or sf3")
@@ -169,9 +168,7 @@ def _midi(arguments: argparse.Namespace) -> None:
 
 
 def _add_features(commands: argparse._SubParsersAction) -> None:
-    features = commands.add_parser(
-        "features", help="encodes every clip of a prepared dataset once, for all later runs", allow_abbrev=False
-    )
+    features = commands.add_parser("features", help="encodes every clip of a prepared dataset once, for all later runs")
     defaults = Config()
     add = features.add_argument
     add("dataset", help="as it was prepared, with its config: music_caps, music_instruct/short")

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from absl import logging
 
-from mlingo_jax.cli import run_cli
+from mlingo_jax.cli import VERSION, run_cli
 from mlingo_jax.errors import UserError
 from mlingo_jax.flags import HELP, describe, read_config
 from mlingo_jax.settings import Config
@@ -16,6 +16,9 @@ def main() -> None:
     argv = sys.argv[1:]
     if any(word in HELP for word in argv):
         print(describe(argv))
+        return
+    if "--version" in argv:
+        print(VERSION)
         return
     config = read_config(argv)
     # Orbax reports its own work, and the tracebacks of its threads, through absl; failures reach us as exceptions.

@@ -1,11 +1,10 @@
 """PyTorch weights to JAX's layout: `python -m conversion.to_jax SRC DST [--base LLAMA_FOLDER]`."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mlingo_jax.cli import run_cli
+from mlingo_jax.cli import Parser, run_cli
 from mlingo_jax.errors import UserError
 from mlingo_jax.processes import initialize, is_primary, run_on_primary
 from mlingo_jax.weights import released
@@ -65,7 +64,7 @@ def _write_adapter(adapter: OpenAdapter, folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m conversion.to_jax", description=__doc__)
+    parser = Parser(prog="python -m conversion.to_jax", description=__doc__)
     parser.add_argument(
         "source",
         metavar="SRC",

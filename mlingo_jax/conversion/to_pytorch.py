@@ -5,12 +5,11 @@ in the layout in which it was released. Of a training run or a whole MusiLingo, 
 adapter alone, and any other all three parts.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mlingo_jax.cli import run_cli
+from mlingo_jax.cli import Parser, run_cli
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import write_json
 from mlingo_jax.processes import initialize, is_primary, run_on_primary
@@ -99,7 +98,7 @@ def _run_towers(workdir: Path, folder: Path) -> list[OpenTower]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m conversion.to_pytorch", description=__doc__)
+    parser = Parser(prog="python -m conversion.to_pytorch", description=__doc__)
     parser.add_argument(
         "source", metavar="SRC", type=Path, help="a folder that conversion.to_jax wrote, or a training run's"
     )
