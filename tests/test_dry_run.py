@@ -113,7 +113,7 @@ def test_a_dry_run_of_stage_2(folder):
 
 
 def test_a_dry_run_tells_what_a_run_would(folder, tmp_path):
-    """PreemptionHandler texts in answers, rows longer than the model was made for, how they begin, and with what."""
+    """Stop texts in answers, rows longer than the model was made for, how they begin, and with what."""
     llm = tiny_llama(tmp_path / "llm", max_position_embeddings=16)
     config = settled("manifest", folder)
     lines = [{"audio": f"{folder}/mine/1.wav", "question": "What?", "answer": answer} for answer in ("A ### b", "c")]

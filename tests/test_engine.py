@@ -1,5 +1,6 @@
 """The engine: an answer is the same alone and in any company, nothing is computed twice, nothing compiled again."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -214,6 +215,33 @@ def test_each_token_comes_with_its_log_probability(networks, engine, requests, a
     scores = jax.nn.log_softmax(llm.logits(llm(llm.embed(whole), positions, jnp.ones_like(whole))))[0, prompt - 1 : -1]
     assert scores.argmax(-1).tolist() == tokens
     np.testing.assert_allclose(log_probs, scores.max(-1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+def test_a_clip_that_is_no_numbers_ends_its_own_requests_alone(engine, requests, alone, number):
+    """The others, also in rows and with prefixes where it has been, are answered to the bit as ever; twice over."""
+    some = [_spoilt(r, number) if r.clip in (3, CLIPS - 1) else r for r in requests[:60]]
+    numbers = {engine.submit(r): place for place, r in enumerate([*some, *some])}
+    tokens: dict[int, tuple[int, ...]] = {}
+    errors: dict[int, str] = {}
+    while engine.busy:
+        for news in engine.step():
+            place = numbers[news.request]
+            tokens[place] = tokens.get(place, ()) + news.tokens
+            errors |= {place: news.error} if news.error else {}
+    spoilt = [place for place, r in enumerate([*some, *some]) if isinstance(r.clip, tuple)]
+    assert sorted(errors) == spoilt
+    assert all("because its music is not: look at its clip" in error for error in errors.values())
+    for place in numbers.values():
+        assert tokens[place] == (() if place in errors else alone[place % len(some)].tokens)
+
+
+def _spoilt(request: Request, number: float) -> Request:
+    """With one number of its music put in; another clip, for its prefix is another."""
+    music = request.prefix.music.copy()
+    music[-1, 0] = number
+    prefix = dataclasses.replace(request.prefix, music=music)
+    return dataclasses.replace(request, clip=("spoilt", request.clip), prefix=prefix)
 
 
 def test_a_prompt_is_cut_where_its_clip_ends():

@@ -66,7 +66,9 @@ class Llama3Scaling:
     context: int
 
     def __call__(self, frequencies: Float32[np.ndarray, "R"]) -> Float32[np.ndarray, "R"]:
-        turns = self.context * frequencies / np.float32(2 * np.pi)
+        # By way of the wavelengths, and each quotient as torch takes it, by a reciprocal: so it is rounded as there.
+        wavelengths = np.float32(2 * np.pi) * (1 / frequencies)
+        turns = self.context * (1 / wavelengths)
         kept = np.clip((turns - self.low_factor) / (self.high_factor - self.low_factor), 0, 1)
         return ((1 - kept) * frequencies / self.factor + kept * frequencies).astype(np.float32)
 
