@@ -17,7 +17,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlingo_jax.data.audio import AudioSettings, Measured, decode_audio, measure_audio
+from mlingo_jax.data.audio import AudioSettings, Measured, decode_audio, measure_audio, prepare_waveform
 from mlingo_jax.errors import AudioWarning, UserError
 from tests.audio_files import FORMATS, RATE, SECONDS, encode, encoded, music
 
@@ -287,6 +287,12 @@ def test_channels_that_cancel_each_other_are_told_and_left_takes_one():
         assert not decode_audio(file.getvalue(), "it", mean).any()
     taken = decode_audio(file.getvalue(), "it", AudioSettings(RATE, normalize=False, mixdown="left"))
     np.testing.assert_array_equal(taken, left)
+    # The same of samples in memory, however their axes lie.
+    for samples in (np.stack([left, -left]), np.stack([left, -left], axis=1)):
+        with pytest.warns(AudioWarning, match="waveform: its channels cancel each other"):
+            assert not prepare_waveform(samples, RATE, mean).any()
+        only = prepare_waveform(samples, RATE, AudioSettings(RATE, normalize=False, mixdown="left"))
+        np.testing.assert_array_equal(only, left)
     # A quiet file, and a wide one, are as they are.
     for samples in (np.stack([left, 0.9 * np.roll(left, 50)], axis=1), 1e-5 * np.stack([left, -left], axis=1)):
         file = io.BytesIO()

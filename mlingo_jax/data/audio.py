@@ -17,7 +17,7 @@ import numpy as np
 import soxr
 from jaxtyping import Float32, Shaped
 
-from mlingo_jax.data.decoding import Mixdown, open_audio
+from mlingo_jax.data.decoding import Mixdown, Mixer, open_audio
 from mlingo_jax.data.excerpts import Excerpts
 from mlingo_jax.data.resampling import Resampling, sinc_hann
 from mlingo_jax.errors import AudioWarning, UserError
@@ -134,9 +134,11 @@ def prepare_waveform(
         raise UserError(f"waveform: expected the shape [N], [N, C] or [C, N], found {list(samples.shape)}")
     if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
         samples = samples.T
-    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
-    blocks = (mono[start : start + _BLOCK] for start in range(0, len(mono), _BLOCK))
-    return _resample(blocks, int(rate), settings, minimum, "waveform")
+    planes, mixer = np.atleast_2d(samples.T), Mixer(settings.mixdown)
+    blocks = (mixer.mix(planes[:, start : start + _BLOCK]) for start in range(0, len(samples), _BLOCK))
+    prepared = _resample(blocks, int(rate), settings, minimum, "waveform")
+    _warn("waveform", mixer.notes())
+    return prepared
 
 
 def normalize(waveform: Float32[np.ndarray, "N"]) -> Float32[np.ndarray, "N"]:
@@ -173,9 +175,13 @@ def _read(
         # The rate is known with the first block.
         first = list(itertools.islice(blocks, 1))
         waveform = _resample(itertools.chain(first, blocks), decoding.rate, settings, minimum, name, clip)
-    for note in decoding.notes:
-        warnings.warn(f"{name}: {note}", AudioWarning, stacklevel=3)
+    _warn(name, decoding.notes)
     return waveform
+
+
+def _warn(name: str, notes: Iterable[str]) -> None:
+    for note in notes:
+        warnings.warn(f"{name}: {note}", AudioWarning, stacklevel=4)
 
 
 def _resample(

@@ -62,6 +62,37 @@ def open_audio(encoded: Path | bytes, name: str, mixdown: Mixdown = "mean") -> I
         raise UserError(f"{name}: cannot be read ({type(error).__name__}: {error})") from error
 
 
+class Mixer:
+    """Makes one channel of several, block by block, and sees whether they cancel each other."""
+
+    def __init__(self, mixdown: Mixdown):
+        self._mixdown = mixdown
+        self._samples = 0
+        self._energy_in = self._energy_out = 0.0
+
+    def mix(self, planes: Float32[np.ndarray, "C N"]) -> Float32[np.ndarray, "N"]:
+        """The next block."""
+        if self._mixdown == "left" or len(planes) == 1:
+            return planes[0]
+        # What is not finite is refused later, where it is named.
+        with np.errstate(all="ignore"):
+            mono = planes.mean(axis=0)
+            self._energy_in += float(np.vdot(planes, planes)) / len(planes)
+            self._energy_out += float(np.vdot(mono, mono))
+        self._samples += len(mono)
+        return mono
+
+    def notes(self) -> list[str]:
+        """What the mixdown lost, after the last block."""
+        audible = self._energy_in > _AUDIBLE * self._samples
+        if not audible or self._energy_out >= _CANCELLED * self._energy_in:
+            return []
+        return [
+            "its channels cancel each other, so that their mean is next to silence; the mixdown `left` takes the "
+            "first one alone"
+        ]
+
+
 class Decoding:
     """Decodes a file from its start to its end.
 
@@ -84,22 +115,10 @@ class Decoding:
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "N"]]:
         """Mono samples, as `planes` gives and refuses them; sees to what the mixdown loses."""
-        energy_in = energy_out = 0.0
+        mixer = Mixer(self._mixdown)
         for planes in self.planes():
-            if self._mixdown == "left" or len(planes) == 1:
-                yield planes[0]
-                continue
-            # What is not finite is refused later, where it is named.
-            with np.errstate(all="ignore"):
-                mono = planes.mean(axis=0)
-                energy_in += float(np.vdot(planes, planes)) / len(planes)
-                energy_out += float(np.vdot(mono, mono))
-            yield mono
-        if energy_out < _CANCELLED * energy_in and energy_in > _AUDIBLE * self.samples:
-            self.notes.append(
-                "its channels cancel each other, so that their mean is next to silence; the mixdown `left` takes the "
-                "first one alone"
-            )
+            yield mixer.mix(planes)
+        self.notes += mixer.notes()
 
     def planes(self) -> Iterator[Float32[np.ndarray, "C N"]]:
         """Blocks of all channels. Raises Faulty where they cannot be decoded, or have less than the header claims."""
