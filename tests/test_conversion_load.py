@@ -39,7 +39,7 @@ def test_parameters_stand_where_the_table_says(llm: Path, mert: Path):
     tower = load_tower(llm, kind="llama", dtype="float32")
     torch_side = {name: tensor.read() for name, tensor in read_checkpoint(llm).items()}
     key = torch_side["model.layers.1.self_attn.k_proj.weight"].reshape(2, 8, 32)
-    np.testing.assert_array_equal(tower.params["layers"]["attention"]["key"]["kernel"][1], key)
+    np.testing.assert_array_equal(tower.params["layers"][1]["attention"]["key"]["kernel"], key)
     np.testing.assert_array_equal(tower.params["head"], torch_side["lm_head.weight"])
     assert isinstance(tower.config, LlamaConfig)
     encoder = load_tower(mert, kind="mert", dtype="float32")

@@ -106,9 +106,8 @@ class Pair:
         self.model: Llama = nnx.merge(tower.graphdef, nnx.State(tower.params))
 
     def layer(self, index: int) -> DecoderLayer:
-        assert isinstance(self.model.layers, DecoderLayer)
-        graphdef, layers = nnx.split(self.model.layers)
-        return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], layers))
+        assert isinstance(self.model.layers, nnx.List)
+        return self.model.layers[index]
 
 
 @pytest.fixture(scope="module", params=CASES)

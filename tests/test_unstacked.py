@@ -1,4 +1,4 @@
-"""DecoderLayer that stand one by one, as GPUs take them: the numbers, answers and identity of the stack, and less
+"""Layers that stand one by one, as GPUs and CPUs take them: the numbers, answers and identity of the stack, and less
 moved."""
 
 import json
@@ -27,7 +27,7 @@ from mlingo_jax.settings import Config, MeshConfig
 from mlingo_jax.training.sharding import make_mesh
 from mlingo_jax.weights import load
 from mlingo_jax.weights.load import load_tower
-from tests.test_generate import CONFIG, batch, keys, run
+from tests.test_generate import CONFIG, batch, maker, run
 from tests.test_llama import LENGTH, TINY, packed
 from tests.test_shapes import tiny
 from tests.tiny import tiny_llama, tiny_tokenizer
@@ -76,9 +76,10 @@ def test_answers_are_the_stacks(quantization: Quantization, tmp_path: Path):
         graphdef, params = nnx.split(model, nnx.Param)
         splits.append((graphdef, nnx.to_pure_dict(params)))
     for options in ({}, {"temperature": 1.0, "top_k": 20}, {"num_beams": 3}):
-        stacked, unstacked = (run(split, prompts, rule, **options) for split in splits)
+        stacked, unstacked = (run(maker(*split), prompts, rule, **options) for split in splits)
         assert stacked == unstacked
-    read = [prefill(*s, *batch(prompts), rule.table, keys(prompts), None, max_new_tokens=4).cache for s in splits]
+    keys = jax.random.split(jax.random.key(0), len(prompts))
+    read = [prefill(*s, *batch(prompts), rule.table, keys, None, max_new_tokens=4).cache for s in splits]
     for stack, one_by_one in ((read[0].key, read[1].key), (read[0].value, read[1].value)):
         close(stack, np.stack(one_by_one))
 
@@ -87,6 +88,7 @@ def test_answers_are_the_stacks(quantization: Quantization, tmp_path: Path):
 def test_a_tower_is_loaded_and_planned_one_by_one(quantization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, mesh = tiny_llama(tmp_path / "llm"), make_mesh(MeshConfig())
     read = partial(load_tower, folder, kind="llama", dtype="bfloat16", quantization=quantization, mesh=mesh)
+    monkeypatch.setattr(load, "stacks_layers", lambda mesh: True)
     stacked = read()
     for module in (load, shapes):
         monkeypatch.setattr(module, "stacks_layers", lambda mesh: False)
@@ -103,8 +105,8 @@ def test_a_tower_is_loaded_and_planned_one_by_one(quantization, tmp_path: Path, 
     assert seen == jax.tree.map(lambda a: (a.shape, a.dtype, a.sharding), tower.params)
 
 
-def test_here_layers_are_stacked():
-    assert stacks_layers(None) == stacks_layers(make_mesh(MeshConfig())) == (jax.default_backend() != "gpu")
+def test_on_one_device_layers_are_stacked_for_a_tpu():
+    assert stacks_layers(None) == stacks_layers(make_mesh(MeshConfig())) == (jax.default_backend() == "tpu")
 
 
 SCRIPT = """

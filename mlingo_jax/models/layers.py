@@ -71,7 +71,7 @@ class Projection(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         if self.scale is None:
-            y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+            y = product(self.equation, x, self.kernel[...].astype(x.dtype))
         else:
             y = quantized_einsum(self.equation, x, self.kernel[...], self.scale[...])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
@@ -103,6 +103,26 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return (y * self.scale[...].astype(y.dtype)).astype(x.dtype)
+
+
+def product(equation: str, x: Float[Array, "..."], kernel: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A projection's einsum, as a product of two matrices where the kernel's memory is one as it lies.
+
+    Out of an einsum over heads a CPU's compiler makes a transposed copy of the kernel first: three times the traffic of
+    decoding. To a GPU's and a TPU's both are the same.
+    """
+    operands, out = equation.split("->")
+    axes = operands.split(",")[1]
+    kept = "".join(a for a in axes if a in out)
+    contracted = "".join(a for a in axes if a not in out)
+    if axes not in (contracted + kept, kept + contracted):
+        return jnp.einsum(equation, x, kernel)
+    first = axes.startswith(contracted)
+    rows, shape = x.shape[: x.ndim - len(contracted)], kernel.shape[len(contracted) :] if first else kernel.shape
+    size = math.prod(x.shape[len(rows) :])
+    matrix = kernel.reshape(size, -1) if first else kernel.reshape(-1, size)
+    y = jax.lax.dot_general(x.reshape(-1, size), matrix, (((1,), (0 if first else 1,)), ((), ())))
+    return y.reshape(*rows, *shape[: len(kept)])
 
 
 def _quantized(kernel: nnx.Param, contracted: str, quantization: Quantization) -> tuple[nnx.Param, nnx.Param]:

@@ -108,11 +108,14 @@ def apply_rope(x: Float[Array, "B T N H"], angles: Float32[Array, "2 B T R"]) ->
 def stacks_layers(mesh: Mesh | None) -> bool:
     """Whether a mesh (None: the default device) runs layers best as a stack, of which a program holds one for all.
 
-    A GPU's products take whole arrays: each layer's would be copied out of the stack first, three times the traffic of
-    decoding. But where layers are gathered, over `fsdp`, they are arrays of their own in any case, and its compiler
-    gathers layers that it sees one by one before they are needed, many at once.
+    A GPU's products take whole arrays, and a CPU's too: each layer's would be copied out of the stack first, three
+    times the traffic of decoding. But where layers are gathered, over `fsdp`, they are arrays of their own in any case,
+    and a GPU's compiler gathers layers that it sees one by one before they are needed, many at once. Several CPUs stand
+    for other machines.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    if platform == "cpu":
+        return mesh is not None and mesh.size > 1
     return platform != "gpu" or (mesh is not None and mesh.shape.get("fsdp", 1) > 1)
 
 
