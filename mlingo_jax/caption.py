@@ -253,7 +253,7 @@ def _settings(model: "MusiLingo", plan: "Plan") -> dict[str, Any]:
 
     return {
         "mert": weights_checksum(model.encoder.params),
-        "llm": weights_checksum(model.llm.params),
+        "llm": model.llm.identity["weights"],
         "adapter": weights_checksum(model.adapter),
         "dtype": model.llm.identity["dtype"],
         "frames_per_token": model.encoder.frames_per_token,

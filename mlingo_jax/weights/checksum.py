@@ -1,6 +1,11 @@
-"""A checksum of arrays on their devices: the same for the same numbers, however they are sharded or stacked."""
+"""A checksum of arrays on their devices: the same for the same numbers, however they are sharded or stacked.
 
-from collections.abc import Mapping
+Axes: R rows of a block, C columns of one, D dtypes.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -9,26 +14,75 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Shaped, UInt32
+
+# Numbers of a block, one program for arrays of all shapes; its sums run along rows, which a CPU adds side by side.
+_ROWS, _COLUMNS = 1024, 1024
 
 
-def weights_checksum(params: Mapping[str, Any], rounded: DTypeLike | None = None) -> str:
-    """SHA-256 over each parameter's path, shape, dtype and digest; hexadecimal.
+def weights_checksum(params: Mapping[str, Any]) -> str:
+    """As `weights_checksums`, of the numbers as they are."""
+    return weights_checksums(params, (None,))[0]
+
+
+def weights_checksums(params: Mapping[str, Any], dtypes: Sequence[DTypeLike | None]) -> list[str]:
+    """SHA-256 over each parameter's path, shape, dtype and digest; hexadecimal. One for each of `dtypes`.
 
     The digest is a sum over the elements of their bits mixed with their positions, in integers: no order of summation,
     and so no sharding, changes it. Like arrays in a list (layers that are not stacked) count as the stack of them. It
     tells equal weights from changed ones, but is no defence against an adversary.
 
-    rounded: what floats are rounded to first, if anything, so that the same tower can be known in another dtype.
+    dtypes: what floats are rounded to first, if anything, so that the same tower can be known in another dtype.
     """
-    total = sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(_stacked(params), is_leaf=lambda x: isinstance(x, tuple)):
-        parts, shape = (leaf, (len(leaf), *leaf[0].shape)) if isinstance(leaf, tuple) else ((leaf,), leaf.shape)
-        dtype = rounded if rounded and jnp.issubdtype(parts[0].dtype, jnp.floating) else parts[0].dtype
-        total.update(f"{jax.tree_util.keystr(path)} {shape} {jnp.dtype(dtype)} ".encode())
-        digests = [np.asarray(_digest(part, np.uint32(index), jnp.dtype(dtype))) for index, part in enumerate(parts)]
-        total.update(np.sum(digests, axis=0, dtype=np.uint32).tobytes())
-    return total.hexdigest()
+    totals = [sha256() for _ in dtypes]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(_stacked(params), is_leaf=lambda x: isinstance(x, tuple)):
+            parts, shape = (leaf, (len(leaf), *leaf[0].shape)) if isinstance(leaf, tuple) else ((leaf,), leaf.shape)
+            kept = jnp.dtype(parts[0].dtype)
+            kinds = tuple(jnp.dtype(d) if d and jnp.issubdtype(kept, jnp.floating) else kept for d in dtypes)
+            digests = _sum([_digests(part, n, kinds, pool) for n, part in enumerate(parts)])
+            for total, kind, digest in zip(totals, kinds, digests, strict=True):
+                total.update(f"{jax.tree_util.keystr(path)} {shape} {kind} ".encode())
+                total.update(digest.tobytes())
+    return [total.hexdigest() for total in totals]
+
+
+def _digests(
+    x: Shaped[Array, "..."] | Shaped[np.ndarray, "..."], index: int, dtypes: tuple[np.dtype, ...], pool: Executor
+) -> UInt32[np.ndarray, "D 2"]:
+    """The share of a part, as of these dtypes, in the digests of its stack."""
+    if isinstance(x, jax.Array) and (len(x.devices()) > 1 or next(iter(x.devices())).platform != "cpu"):
+        return np.stack([np.asarray(_digest(x, jnp.uint32(index), dtype)) for dtype in dtypes])
+    # On a CPU this is no copy.
+    numbers, size = np.asarray(x).reshape(-1), _ROWS * _COLUMNS
+
+    def of_block(begin: int) -> np.ndarray:
+        block = numbers[begin : begin + size]
+        padded = block if len(block) == size else np.pad(block, (0, size - len(block)))
+        start = np.uint32((index * numbers.size + begin) % 2**32)
+        return np.asarray(_digest_block(padded, start, len(block), dtypes))
+
+    return _sum([np.zeros((len(dtypes), 2), np.uint32), *pool.map(of_block, range(0, numbers.size, size))])
+
+
+def _sum(digests: Sequence[np.ndarray]) -> np.ndarray:
+    return np.asarray(np.sum(digests, axis=0, dtype=np.uint32))
+
+
+@partial(jax.jit, static_argnums=3)
+def _digest_block(
+    block: Shaped[Array, "_"], start: UInt32[Array, ""], count: Array, dtypes: tuple[np.dtype, ...]
+) -> UInt32[Array, "D 2"]:
+    """The digests of `count` numbers, the first of which is at position `start`; what follows them does not count."""
+    index = jnp.arange(_ROWS * _COLUMNS, dtype=jnp.uint32)
+    numbers, index = block.reshape(_ROWS, _COLUMNS), index.reshape(_ROWS, _COLUMNS)
+    mixed = [_mix_bits(numbers, start + index, dtype) for dtype in dtypes]
+    return jnp.stack(
+        [
+            jnp.stack([jnp.where(index < count, m, 0).sum(axis=0, dtype=jnp.uint32).sum(dtype=jnp.uint32) for m in one])
+            for one in mixed
+        ]
+    )
 
 
 def _stacked(params: Any) -> Any:
@@ -41,14 +95,19 @@ def _stacked(params: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=2)
-def _digest(x: Array, index: UInt32[Array, ""] | np.uint32, dtype: np.dtype) -> UInt32[Array, "2"]:
+def _digest(x: Array, index: UInt32[Array, ""], dtype: np.dtype) -> UInt32[Array, "2"]:
     """The share of a part, as of this dtype, in the digest of its stack."""
-    x = x.astype(dtype)
-    bits = jax.lax.bitcast_convert_type(x, f"uint{jax.dtypes.itemsize_bits(x.dtype)}").astype(jnp.uint32)
     position = index
     for axis, size in enumerate(x.shape):
         position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return jnp.stack([jnp.sum(_mix(bits ^ _mix(position + jnp.uint32(seed))), dtype=jnp.uint32) for seed in (1, 2**31)])
+    return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32) for mixed in _mix_bits(x, position, dtype)])
+
+
+def _mix_bits(x: Array, position: Array, dtype: np.dtype) -> list[Array]:
+    """Each number's bits, as of this dtype, mixed with its position in two ways."""
+    x = x.astype(dtype)
+    bits = jax.lax.bitcast_convert_type(x, f"uint{jax.dtypes.itemsize_bits(x.dtype)}").astype(jnp.uint32)
+    return [_mix(bits ^ _mix(position + jnp.uint32(seed))) for seed in (1, 2**31)]
 
 
 def _mix(x: Array) -> Array:

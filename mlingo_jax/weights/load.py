@@ -19,7 +19,7 @@ from mlingo_jax.models.llama import stacks_layers
 from mlingo_jax.models.partition import check_divides, partition
 from mlingo_jax.models.quantization import INTEGERS, Quantization, quantize
 from mlingo_jax.weights.adapter import open_adapter
-from mlingo_jax.weights.checksum import weights_checksum
+from mlingo_jax.weights.checksum import weights_checksums
 from mlingo_jax.weights.folders import find
 from mlingo_jax.weights.keymap import Parameter, parameters
 from mlingo_jax.weights.tensors import Tensor
@@ -93,13 +93,15 @@ def load_tower(
         check_divides(model, str(source), mesh)
     params = _place(tower, model, dtype, integer, mesh)
     _check_finite(tower, params, source)
+    dtypes = (None,) if dtype == ROUNDED or integer else (None, ROUNDED)
+    checksum, *rounded = weights_checksums(params, dtypes)
     identity = {
         "name": files.resolve().name if Path(source).expanduser().exists() else str(source),
         "config": tower.config_hash(),
-        "weights": weights_checksum(params),
+        "weights": checksum,
         "dtype": dtype.name,
         **({"quantization": quantization} if kind == "llama" else {}),
-        **({} if dtype == ROUNDED or integer else {"rounded": weights_checksum(params, ROUNDED)}),
+        **({"rounded": rounded[0]} if rounded else {}),
     }
     return Tower(kind, files, tower.config, nnx.graphdef(model), params, identity)
 
