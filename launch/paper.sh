@@ -25,10 +25,11 @@ read -ra evaluate_flags <<< "${EVALUATE_FLAGS-}"
 stage() {
   local name=$1 time=$2 line
   shift 2
-  line=$(printf '%q ' "$@")
+  # Whichever Python runs it.
+  line=$(printf '%q ' "${@:2}")
   echo "== $name (about $time)" >&2
   if [[ $dry_run ]]; then
-    echo "$line"
+    echo "$1 $line"
   elif [[ -f $runs/done/$name && $(< "$runs/done/$name") == "$line" ]]; then
     echo "   done before" >&2
   else

@@ -132,6 +132,7 @@ class LogConfig:
     every: int = setting(1, "steps between records in metrics.jsonl and TensorBoard", least=1, free=True)
     print_every: int = setting(50, "steps between lines where no terminal shows a bar", least=1, free=True)
     eval_every: int = setting(1000, "steps between evaluations; 0: at the end only", least=0, free=True)
+    eval_answers: int = setting(4, "held-out questions answered at each evaluation; 0: none", least=0, free=True)
     spike: float = setting(8.0, "name a step's clips if its loss is so many deviations too high", least=0, free=True)
 
 

@@ -34,11 +34,10 @@ def asked(answers: int, prompts: int = 5) -> list[Asked]:
     return [Asked(f, questions[k % 2], ANSWERS[: 1 + (answers - 1 + k) % 4]) for k, f in enumerate(features)]
 
 
-def score(model: mlingo_jax.MusiLingo, some: list[Asked], **options: int) -> list[list[np.ndarray]]:
+def score(model: mlingo_jax.MusiLingo, some: list[Asked], tokens: int = 8192) -> list[list[np.ndarray]]:
     networks = Networks(model.llm.graphdef, model.adapter_graph)
-    return answer_log_probs(
-        networks, ({"llm": model.llm.params}, {"adapter": model.adapter}), model.prompt, some, **options
-    )
+    params = {"llm": model.llm.params}, {"adapter": model.adapter}
+    return answer_log_probs(networks, params, model.prompt, some, tokens=tokens)
 
 
 def alone(model: mlingo_jax.MusiLingo, some: list[Asked]) -> list[list[np.ndarray]]:

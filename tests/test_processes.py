@@ -122,6 +122,10 @@ def test_two_processes_of_four_devices_give_the_losses_of_one(two):
     ours, theirs = read_metrics(folder / "two"), read_metrics(folder / "one")
     assert [record["step"] for record in ours] == [record["step"] for record in theirs]
     for a, b in zip(ours, theirs, strict=True):
+        asked = [[(one["clip"], one["question"]) for one in record.pop("answers", [])] for record in (a, b)]
+        assert asked[0] == asked[1]
+        # A difference of two losses, each to its rounding.
+        assert a.pop("listening", 0) == pytest.approx(b.pop("listening", 0), abs=1e-4)
         assert a == pytest.approx(b, rel=1e-5)
     kernels = [load_run_adapter(folder / name)[0]["projection"]["kernel"] for name in ("two", "one")]
     # Adam divides by the root of the second moment: where a gradient is near zero, its rounding is a step's.

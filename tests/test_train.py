@@ -102,7 +102,15 @@ def test_the_result_answers_and_scores_as_it_was_evaluated(finished, corpus):
     held_out = [line for line in lines if line["split"] == "eval"]
     clips = [corpus / line["audio"] for line in held_out]
     scores = model.score(clips, "What plays?", [line["answer"] for line in held_out])
-    assert -np.concatenate(scores).mean() == pytest.approx(read_metrics(workdir)[-1]["eval_loss"], rel=1e-5)
+    evaluation = read_metrics(workdir)[-1]
+    own = -np.concatenate(scores).mean()
+    assert own == pytest.approx(evaluation["eval_loss"], rel=1e-5)
+
+    scores = model.score([*clips[1:], clips[0]], "What plays?", [line["answer"] for line in held_out])
+    assert evaluation["listening"] == pytest.approx(own + np.concatenate(scores).mean(), rel=1e-3, abs=1e-5)
+    answers = model.answer(clips, "What plays?", max_new_tokens=160)
+    assert [one["answer"] for one in evaluation["answers"]] == answers
+    assert [one["reference"] for one in evaluation["answers"]] == [line["answer"] for line in held_out]
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,18 @@ from mlingo_jax.data.packing import ROW_LENGTH, Packing, pack
 from mlingo_jax.data.pipeline import evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings, open_prompt, read_context
 from mlingo_jax.data.rows import Batch, Music
-from mlingo_jax.data.statistics import ExampleStatistics, RowSizes, example_statistics, row_length
+from mlingo_jax.data.statistics import (
+    ExampleStatistics,
+    RowSizes,
+    example_statistics,
+    round_up,
+    row_length,
+    row_sizes,
+)
 from mlingo_jax.errors import UserError
 from mlingo_jax.models.llama_config import LlamaConfig
 from mlingo_jax.settings import DataConfig
+from mlingo_jax.training.other_clips import OtherClips, others
 from mlingo_jax.weights.load import open_with_files
 from mlingo_jax.wording import counted
 
@@ -180,6 +188,17 @@ class Batches:
     def held_out(self) -> Iterator[Batch]:
         """One pass over the held-out examples."""
         return evaluation_batches(self.data.held_out, length=self.layout.whole, **self._shared)
+
+    def other_clips(self) -> Iterator[Batch] | None:
+        """One pass over the held-out examples, each with another one's music; None if all are about one clip."""
+        statistics, split = self.data.statistics, len(self.data.train)
+        dealt = others(statistics.clip[split:].tolist())
+        if dealt is None:
+            return None
+        sizes = row_sizes(statistics, self.music)
+        text, music = (sizes.lengths - sizes.music)[split:], sizes.music[split:][dealt]
+        length = max(self.layout.whole, round_up(int((text + music).max())))
+        return evaluation_batches(OtherClips(self.data.held_out, dealt), length=length, **self._shared)
 
     @property
     def _shared(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ to the very losses it would have had.
 import dataclasses
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mlingo_jax.runs.checkpoints import CheckpointState, restore
 from mlingo_jax.runs.folder import CHECKPOINTS, TOWERS
 from mlingo_jax.settings import Config
 from mlingo_jax.training.checkpoint import Checkpoints, set_aside, to_host
+from mlingo_jax.training.held_out_answers import shown
 from mlingo_jax.training.loss_monitor import LossMonitor
 from mlingo_jax.training.optim import named_opt_state, with_opt_state
 from mlingo_jax.training.plot import plot_losses
@@ -304,24 +305,44 @@ class Loop:
         return step == self._schedule.steps or _divides(self._cadence.evaluate, step)
 
     def _evaluate(self, step: int, state: TrainState) -> None:
-        """Records the loss over all held-out examples: its sum over the answers' tokens / their number.
+        """Records the loss over all held-out examples, how much lower it is than with other clips' music, and some
+        answers beside the true ones.
 
         Not if there are none, or a stop is asked for meanwhile: it can take longer than who asks will wait.
         """
+        batches = self._setup.batches
+        found = self._mean_loss(state, batches.held_out())
+        if found is None:
+            return
+        loss, listening = found[0], None
+        if (dealt := batches.other_clips()) is not None:
+            other = self._mean_loss(state, dealt)
+            if other is None:
+                return
+            listening = loss - other[0]
+        # Where the loss is no number, neither are the logits.
+        answered = self._setup.answers(state.trained) if math.isfinite(loss) else []
+        self._outputs.record.evaluation(step, *found, listening=listening, answers=answered)
+        beside = "" if listening is None else f", {loss - listening:.4f} with other clips' music"
+        for line in (f"step {step}: held-out loss {loss:.4f}{beside}", *shown(answered)):
+            self._outputs.progress.say(line)
+
+    def _mean_loss(self, state: TrainState, batches: Iterator[Batch]) -> tuple[float, float] | None:
+        """The loss over all examples, its sum over the answers' tokens / their number, and this number.
+
+        None if there are none, or if a stop was asked for meanwhile.
+        """
         sums: list[tuple[np.ndarray, np.ndarray]] = []
         waiting = None
-        for batch in self._setup.batches.held_out():
+        for batch in batches:
             queued = self._eval_step(state.trained, self._setup.frozen, self._put(batch))
             sums += [jax.device_get(waiting)] if waiting else []
             waiting = queued
             if self._guards.preemption.asked():
-                return
+                return None
         sums += [jax.device_get(waiting)] if waiting else []
         total, tokens = (math.fsum(float(pair[i]) for pair in sums) for i in (0, 1))
-        if not tokens:
-            return
-        self._outputs.record.evaluation(step, total / tokens, tokens)
-        self._outputs.progress.say(f"step {step}: held-out loss {total / tokens:.4f}")
+        return (total / tokens, tokens) if tokens else None
 
     def _save(self, step: int, state: TrainState, batches: grain.DatasetIterator[Batch]) -> None:
         self._outputs.record.sync()

@@ -1,8 +1,9 @@
 """What is written down while a run continues: metrics.jsonl and TensorBoard.
 
 metrics.jsonl has one line per recorded step, in order, each step once, also after a run was killed and resumed:
-{"step": 12, "loss": 3.1, "tokens": 40.0, ...} for a train step, {"step": 500, "eval_loss": 2.9, "eval_tokens": 800.0}
-for an evaluation after so many steps. What stood out has a line of its own, with the clips of its batch:
+{"step": 12, "loss": 3.1, "tokens": 40.0, ...} for a train step, {"step": 500, "eval_loss": 2.9, "eval_tokens": 800.0,
+"listening": -0.1, "answers": [{"clip", "question", "reference", "answer"}]} for an evaluation after so many steps.
+What stood out has a line of its own, with the clips of its batch:
 {"step": 12, "skipped": "loss is nan", "examples": [...]} or {"step": 12, "spike": 9.1, "examples": [...]}. What is not
 finite is null. Nothing in it depends on the clock: two runs with one seed write the same file.
 """
@@ -10,7 +11,7 @@ finite is null. Nothing in it depends on the clock: two runs with one seed write
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,27 @@ class Record:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line for a step. Floats are written so that they read back exactly."""
-        self.remark(step, {name: value if math.isfinite(value) else None for name, value in metrics.items()})
+        self.remark(step, _finite(metrics))
         self.board(step, metrics)
 
-    def evaluation(self, step: int, loss: float, tokens: float) -> None:
-        """The held-out loss after a step, over so many tokens."""
+    def evaluation(
+        self,
+        step: int,
+        loss: float,
+        tokens: float,
+        *,
+        listening: float | None = None,
+        answers: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        """The held-out loss after a step, over so many tokens; how far it is below that with other clips' music, as a
+        negative number; and some answers."""
         self.evaluations[step] = loss
-        self.write(step, {"eval_loss": loss, "eval_tokens": tokens})
+        metrics = {"eval_loss": loss, "eval_tokens": tokens}
+        metrics |= {} if listening is None else {"listening": listening}
+        self.remark(step, _finite(metrics) | ({"answers": list(answers)} if answers else {}))
+        self.board(step, metrics)
+        if answers and self._writes:
+            self._board.add_text("held-out answers", _as_markdown(answers), step)
 
     def remark(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of JSON values, to metrics.jsonl alone."""
@@ -81,6 +96,17 @@ class Record:
         if self._writes:
             self._file.close()
             self._board.close()
+
+
+def _as_markdown(answers: Sequence[Mapping[str, str]]) -> str:
+    return "\n".join(
+        f"- `{one['clip']}` {one['question']}\n    - true: {one['reference']}\n    - **{one['answer'] or '(nothing)'}**"
+        for one in answers
+    )
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:

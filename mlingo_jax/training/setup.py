@@ -7,6 +7,7 @@ from typing import Any, cast
 import jax
 from jax.sharding import Mesh
 
+from mlingo_jax.data.mixture import evenly
 from mlingo_jax.data.statistics import RowSizes, row_sizes
 from mlingo_jax.data.unreadable import LISTED, named
 from mlingo_jax.errors import UserError
@@ -17,6 +18,7 @@ from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.runs.folder import read_run, run_of
 from mlingo_jax.settings import Config, DataConfig, LanguageModelConfig
 from mlingo_jax.training.examples import Batches, Layout, RunData, lay_out, open_data, reading_threads
+from mlingo_jax.training.held_out_answers import HeldOutAnswers
 from mlingo_jax.training.music import RunMusic, encoded_clips, lasting, mean_seconds, open_music, shared_audio
 from mlingo_jax.training.optim import Params
 from mlingo_jax.training.run import check_encoder, describe_data, describe_run, prompt_settings, require_towers
@@ -35,6 +37,7 @@ class RunSetup:
         trained: the trained parameters before the first step, by the names of their parts.
         run: the contents of run.json.
         batches: makes batches to train on and to evaluate on; a batch's `example` says which ones are in it.
+        answers: a few of the held-out questions, to be answered.
         seconds: of audio in an example, on average; None if the audio is not there any more.
         notes: what the user should know of the data, a line each.
     """
@@ -44,6 +47,7 @@ class RunSetup:
     trained: dict[str, Params]
     run: dict[str, Any]
     batches: Batches
+    answers: HeldOutAnswers
     seconds: float | None
     notes: list[str]
 
@@ -68,6 +72,7 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
     sizes = row_sizes(data.statistics, music.music)
     layout = lay_out(data, sizes, length=config.data.length, packed=config.data.packed, seed=config.seed)
     networks, frozen = _networks(llm, adapter, music.tower, spec.frames_per_token, config.llm.remat)
+    asked = evenly(data.held_out, config.log.eval_answers) if config.log.eval_answers else ()
     process, processes = reading_share(mesh)
     threads = reading_threads(spec.online)
     return RunSetup(
@@ -85,6 +90,7 @@ def set_up(config: Config, mesh: Mesh) -> RunSetup:
         batches=Batches(
             data, music.music, layout, config.batch_size, config.seed, config.data.mixing, threads, process, processes
         ),
+        answers=HeldOutAnswers(asked, data.prompt, music.music, llm, networks, frozen, mesh),
         seconds=mean_seconds(data.train, most=spec.row_seconds),
         notes=_notes(data, sizes, layout, music, spec.cache),
     )
