@@ -6,7 +6,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from mlingo_jax import __version__
@@ -24,7 +24,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=VERSION, help=argparse.SUPPRESS)
         self._words: list[str] = []
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+    # Subcommands are parsed by this method, too. Its published type is a set of overloads.
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
         self._words = list(sys.argv[1:] if args is None else args)
         known, rest = super().parse_known_args(args, namespace)
         self._refuse_unknown(rest)
