@@ -16,8 +16,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped, UInt32
 
-# Numbers of a block, one program for arrays of all shapes; its sums run along rows, which a CPU adds side by side.
-_ROWS, _COLUMNS = 1024, 1024
+# Numbers of a block, and of one where fewer are left: two programs for arrays of all shapes.
+_BLOCK, _SMALL_BLOCK = 1 << 20, 1 << 14
+# Of a block's matrix; sums run along its rows, which a CPU adds side by side.
+_COLUMNS = 1024
 
 
 def weights_checksum(params: Mapping[str, Any]) -> str:
@@ -54,15 +56,18 @@ def _digests(
     if isinstance(x, jax.Array) and (len(x.devices()) > 1 or next(iter(x.devices())).platform != "cpu"):
         return np.stack([np.asarray(_digest(x, jnp.uint32(index), dtype)) for dtype in dtypes])
     # On a CPU this is no copy.
-    numbers, size = np.asarray(x).reshape(-1), _ROWS * _COLUMNS
+    numbers = np.asarray(x).reshape(-1)
+    whole = numbers.size // _BLOCK * _BLOCK
 
     def of_block(begin: int) -> np.ndarray:
+        size = _BLOCK if begin < whole else _SMALL_BLOCK
         block = numbers[begin : begin + size]
         padded = block if len(block) == size else np.pad(block, (0, size - len(block)))
         start = np.uint32((index * numbers.size + begin) % 2**32)
         return np.asarray(_digest_block(padded, start, len(block), dtypes))
 
-    return _sum([np.zeros((len(dtypes), 2), np.uint32), *pool.map(of_block, range(0, numbers.size, size))])
+    begins = [*range(0, whole, _BLOCK), *range(whole, numbers.size, _SMALL_BLOCK)]
+    return _sum([np.zeros((len(dtypes), 2), np.uint32), *pool.map(of_block, begins)])
 
 
 def _sum(digests: Sequence[np.ndarray]) -> np.ndarray:
@@ -74,8 +79,8 @@ def _digest_block(
     block: Shaped[Array, "_"], start: UInt32[Array, ""], count: Array, dtypes: tuple[np.dtype, ...]
 ) -> UInt32[Array, "D 2"]:
     """The digests of `count` numbers, the first of which is at position `start`; what follows them does not count."""
-    index = jnp.arange(_ROWS * _COLUMNS, dtype=jnp.uint32)
-    numbers, index = block.reshape(_ROWS, _COLUMNS), index.reshape(_ROWS, _COLUMNS)
+    index = jnp.arange(len(block), dtype=jnp.uint32)
+    numbers, index = block.reshape(-1, _COLUMNS), index.reshape(-1, _COLUMNS)
     mixed = [_mix_bits(numbers, start + index, dtype) for dtype in dtypes]
     return jnp.stack(
         [
