@@ -77,6 +77,7 @@ def settings(folder: Path, name: str, **data: Any) -> Config:
     config.mert.frames_per_token = 20
     config.steps, config.batch_size, config.accumulate = 8, 4, 1
     config.optim.lr, config.optim.warmup_steps = 0.02, 0
+    config.log.eval_answers = 0
     config.data.manifest = str(folder / "music.jsonl")
     for field, value in data.items():
         setattr(config.data, field, value)
@@ -91,9 +92,11 @@ def test_training_from_the_cache_is_training_from_audio(folder):
     """On crops of the longer clips, and the whole of the shorter ones."""
     crops = {"crops": 3, "crop_seconds": 1.0}
     cached, encoded = settings(folder, "cached", **crops), settings(folder, "encoded", **crops, encode_in_step=True)
+    encoded.log.eval_answers = 1
     train(cached)
     train(encoded)
     assert len(losses(cached)) == 9
+    assert read_metrics(encoded.workdir)[-1]["answers"][0]["question"]
     assert losses(cached) == pytest.approx(losses(encoded), rel=1e-5)
     assert not (Path(encoded.workdir) / "features").exists()
 

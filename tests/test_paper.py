@@ -37,7 +37,7 @@ from tests.tiny import tiny_llama, tiny_mert
 SCRIPT = Path(__file__).parents[1] / "launch" / "paper.sh"
 TRAIN = (
     "--config.steps=2 --config.batch_size=2 --config.accumulate=1 --config.mert.dtype=float32 "
-    "--config.llm.dtype=float32 --config.log.eval_every=0 --config.data.length=192"
+    "--config.llm.dtype=float32 --config.log.eval_every=0 --config.log.eval_answers=0 --config.data.length=192"
 )
 EVALUATE = "--dtype float32 --max_new_tokens 4 --candidates 2"
 

@@ -41,7 +41,8 @@ def finished(corpus, environment, tmp_path_factory) -> tuple[Path, str]:
     workdir = tmp_path_factory.mktemp("runs") / "alone"
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (30, 140))
-    process = subprocess.Popen(command(settings(corpus, workdir)), cwd=ROOT, env=environment, stderr=end)
+    values = settings(corpus, workdir) | {"log.eval_answers": 4}
+    process = subprocess.Popen(command(values), cwd=ROOT, env=environment, stderr=end)
     os.close(end)
     shown = b""
     # Reading a terminal whose other end was closed is an error, and means that the process has ended.

@@ -48,6 +48,8 @@ def settings(corpus: Path, workdir: Path) -> dict[str, object]:
         "checkpoint.every": 20,
         "checkpoint.keep": 2,
         "log.eval_every": 40,
+        # To write them, the engine's programs are compiled.
+        "log.eval_answers": 0,
         "log.print_every": 10,
     }
 
