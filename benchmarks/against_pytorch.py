@@ -61,7 +61,7 @@ def write_model(sizes: dict[str, Any], folder: Path) -> None:
 
 
 def compare(name: str, folder: Path, dtype: str, rows: list[int]) -> None:
-    load = partial(load_tower, folder, kind="llama", dtype=dtype)
+    load = partial(load_tower, folder, role="llm", dtype=dtype)
     here, tower = timed(load)
     there, model = timed(
         lambda: transformers.LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()

@@ -286,8 +286,8 @@ def load(
     """
     sources = find_sources(mert, llm, adapter, quantization, prompt, frames_per_token, resampling)
     config, params = (None, None) if adapter is None else load_adapter(adapter)
-    tower = load_tower(sources.mert, kind="mert", dtype=dtype, mesh=mesh)
-    language = load_tower(sources.llm, kind="llama", dtype=dtype, quantization=sources.quantization, mesh=mesh)
+    tower = load_tower(sources.mert, role="encoder", dtype=dtype, mesh=mesh)
+    language = load_tower(sources.llm, role="llm", dtype=dtype, quantization=sources.quantization, mesh=mesh)
     if adapter is not None and sources.run is not None:
         require_towers(adapter, sources.run, mert=tower.identity, llm=language.identity)
     states = tower.config.states if config is not None and config.per_layer else None

@@ -27,6 +27,7 @@ from mlingo_jax.instruction.run import (
 )
 from mlingo_jax.instruction.selection import KNOWN_SETS, choose, make_selection
 from mlingo_jax.instruction.sources import read_sources
+from mlingo_jax.models.mert_config import SAMPLE_RATE
 
 _STRUCTURED = ("auto", "schema", "object", "text")
 
@@ -99,7 +100,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     add(
         "--sampling_rate",
         type=int,
-        default=24000,
+        default=SAMPLE_RATE,
         metavar="HZ",
         help="that MusicInstruct's files tell of .npy audio, where the source does not (default %(default)s)",
     )

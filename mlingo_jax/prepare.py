@@ -13,6 +13,7 @@ from mlingo_jax.datasets.music_caps import MusicCaps
 from mlingo_jax.datasets.report import reports_folder
 from mlingo_jax.errors import UserError
 from mlingo_jax.flags import check
+from mlingo_jax.models.mert_config import SAMPLE_RATE
 from mlingo_jax.settings import DTYPES, MIXDOWNS, RESAMPLINGS, AdapterSettings, Config, DataConfig, EncoderConfig
 
 
@@ -154,7 +155,7 @@ def _add_midi(commands: argparse._SubParsersAction) -> None:
     add("--captions", type=Path, metavar="FILE", help="MidiCaps' train.json: only the files that it names")
     add("--seconds", type=float, default=30.0, help="of a clip (default %(default)s)")
     add("--clips_per_file", type=int, default=1, metavar="N", help="at most, from its start on (default %(default)s)")
-    add("--rate", type=int, default=24000, metavar="HZ", help="of the audio (default %(default)s)")
+    add("--rate", type=int, default=SAMPLE_RATE, metavar="HZ", help="of the audio (default %(default)s)")
     add("--workers", type=int, default=2, help="files at once (default %(default)s)")
     midi.set_defaults(run=_midi)
 

@@ -37,13 +37,13 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_parameters_stand_where_the_table_says(llm: Path, mert: Path):
-    tower = load_tower(llm, kind="llama", dtype="float32")
+    tower = load_tower(llm, role="llm", dtype="float32")
     torch_side = {name: tensor.read() for name, tensor in read_checkpoint(llm).items()}
     key = torch_side["model.layers.1.self_attn.k_proj.weight"].reshape(2, 8, 32)
     np.testing.assert_array_equal(tower.params["layers"][1]["attention"]["key"]["kernel"], key)
     np.testing.assert_array_equal(tower.params["head"], torch_side["lm_head.weight"])
     assert isinstance(tower.config, LlamaConfig)
-    encoder = load_tower(mert, kind="mert", dtype="float32")
+    encoder = load_tower(mert, role="encoder", dtype="float32")
     taps = read_checkpoint(mert)["feature_extractor.conv_layers.2.conv.weight"].read()
     np.testing.assert_array_equal(encoder.params["conv_layers"][2]["kernel"], taps.transpose(2, 1, 0))
     assert isinstance(encoder.config, MertConfig)
@@ -51,12 +51,12 @@ def test_parameters_stand_where_the_table_says(llm: Path, mert: Path):
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(model, nnx.Param)), encoder.params)
 
 
-@pytest.mark.parametrize("kind", ["mert", "llama"])
+@pytest.mark.parametrize("role", ["encoder", "llm"])
 @pytest.mark.parametrize("dtype", ["float32", jnp.bfloat16])
-def test_a_converted_folder_loads_as_its_source(kind, dtype, mert: Path, llm: Path, tmp_path: Path):
-    source = mert if kind == "mert" else llm
+def test_a_converted_folder_loads_as_its_source(role, dtype, mert: Path, llm: Path, tmp_path: Path):
+    source = mert if role == "encoder" else llm
     to_jax.convert(source, tmp_path / source.name)
-    before, after = (load_tower(folder, kind=kind, dtype=dtype) for folder in (source, tmp_path / source.name))
+    before, after = (load_tower(folder, role=role, dtype=dtype) for folder in (source, tmp_path / source.name))
     assert before.identity == after.identity
     assert before.identity["name"] == source.name
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype(dtype)}
@@ -66,10 +66,10 @@ def test_a_converted_folder_loads_as_its_source(kind, dtype, mert: Path, llm: Pa
 
 
 def test_identities_tell_models_apart(llm: Path, tmp_path: Path):
-    identity = load_tower(llm, kind="llama", dtype="float32").identity
+    identity = load_tower(llm, role="llm", dtype="float32").identity
     others = {
-        "weights": load_tower(tiny_llama(tmp_path / "a/llm", seed=1), kind="llama", dtype="float32").identity,
-        "config": load_tower(tiny_llama(tmp_path / "b/llm", rms_norm_eps=1e-5), kind="llama", dtype="float32").identity,
+        "weights": load_tower(tiny_llama(tmp_path / "a/llm", seed=1), role="llm", dtype="float32").identity,
+        "config": load_tower(tiny_llama(tmp_path / "b/llm", rms_norm_eps=1e-5), role="llm", dtype="float32").identity,
     }
     for field, other in others.items():
         assert {name for name in identity if identity[name] != other[name]} - {"rounded"} == {field}
@@ -105,9 +105,9 @@ ON_A_MESH = """
     from mlingo_jax.weights.load import load_tower
 
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    for kind, folder in zip(("mert", "llama"), sys.argv[1:], strict=True):
-        alone = load_tower(folder, kind=kind, dtype="bfloat16")
-        spread = load_tower(folder, kind=kind, dtype="bfloat16", mesh=mesh)
+    for role, folder in zip(("encoder", "llm"), sys.argv[1:], strict=True):
+        alone = load_tower(folder, role=role, dtype="bfloat16")
+        spread = load_tower(folder, role=role, dtype="bfloat16", mesh=mesh)
         assert alone.identity == spread.identity
         layers = alone.params.get("layers", {})
         if 0 in layers:
@@ -135,14 +135,14 @@ def test_a_mesh_of_eight_devices(mert: Path, llm: Path):
 
 def test_bfloat16_is_rounded_to_nearest(llm: Path):
     norm = read_checkpoint(llm)["model.norm.weight"].read()
-    loaded = load_tower(llm, kind="llama", dtype="bfloat16").params["norm"]["scale"]
+    loaded = load_tower(llm, role="llm", dtype="bfloat16").params["norm"]["scale"]
     np.testing.assert_array_equal(np.asarray(loaded), norm.astype(ml_dtypes.bfloat16))
 
 
 def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"`hf download someone/some-model --local-dir some-model`") as caught:
-        load_tower("someone/some-model", kind="mert", dtype="float32")
+        load_tower("someone/some-model", role="encoder", dtype="float32")
     assert "\n" not in str(caught.value)
 
 
@@ -153,8 +153,8 @@ def test_a_hub_id_in_the_local_cache(mert: Path, tmp_path: Path, monkeypatch: py
     shutil.copytree(mert, repository / "snapshots/0123abcd")
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("0123abcd")
-    tower = load_tower("someone/some-model", kind="mert", dtype="float32")
-    assert tower.identity == load_tower(mert, kind="mert", dtype="float32").identity | {"name": "someone/some-model"}
+    tower = load_tower("someone/some-model", role="encoder", dtype="float32")
+    assert tower.identity == load_tower(mert, role="encoder", dtype="float32").identity | {"name": "someone/some-model"}
     assert tower.folder.name == "0123abcd"
 
 
@@ -163,10 +163,10 @@ def test_what_is_not_there(tmp_path: Path, llm: Path, mert: Path):
     for source, message in (
         (tmp_path / "nothing", "nothing: no such file or folder"),
         (tmp_path / "empty", "empty: the folder is empty"),
-        (llm, r"llm: holds a llama model, expected a mert model"),
+        (llm, r"llm: holds a llama model, expected an encoder"),
     ):
         with pytest.raises(UserError, match=message):
-            load_tower(source, kind="mert", dtype="float32")
+            load_tower(source, role="encoder", dtype="float32")
     with pytest.raises(UserError, match=r"mert: holds a mert model, expected an adapter"):
         load_adapter(mert)
 
@@ -192,13 +192,13 @@ def broken(folder: Path, source: Path, name: str, value: float) -> Path:
 def test_weights_that_are_no_numbers_are_named(name, value, quantization, llm: Path, tmp_path: Path):
     folder = broken(tmp_path / "llm", llm, name, value)
     with pytest.raises(UserError, match=rf"llm: weights are NaN or infinite: {name}; get them again"):
-        load_tower(folder, kind="llama", dtype="bfloat16", quantization=quantization)
+        load_tower(folder, role="llm", dtype="bfloat16", quantization=quantization)
 
 
 def test_an_encoder_s_weights_are_looked_at_too(mert: Path, tmp_path: Path):
     name = "encoder.layers.0.attention.q_proj.weight"
     with pytest.raises(UserError, match=rf"mert: weights are NaN or infinite: {name}"):
-        load_tower(broken(tmp_path / "mert", mert, name, np.nan), kind="mert", dtype="float32")
+        load_tower(broken(tmp_path / "mert", mert, name, np.nan), role="encoder", dtype="float32")
 
 
 def test_a_checksum_is_the_same_in_blocks_and_whole(monkeypatch: pytest.MonkeyPatch):

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from mlingo_jax.weights import released
 from mlingo_jax.weights.checkpoints import read_checkpoint
 from mlingo_jax.weights.load import load_adapter, load_tower
 from mlingo_jax.weights.tensors import Tensors
+from mlingo_jax.weights.towers import Role
 from tests.tiny import LLAMA, MERT, tiny_llama, tiny_mert
 
 torch = pytest.importorskip("torch")
@@ -161,11 +162,11 @@ def test_every_part_of_a_musilingo_loads_from_the_whole(towers: Path, tmp_path: 
     to_jax.convert(source, tmp_path / "jax")
     for whole in (source, tmp_path / "jax"):
         assert (
-            load_tower(whole, kind="mert", dtype="float32").identity["weights"]
-            == (load_tower(towers / "mert", kind="mert", dtype="float32").identity["weights"])
+            load_tower(whole, role="encoder", dtype="float32").identity["weights"]
+            == (load_tower(towers / "mert", role="encoder", dtype="float32").identity["weights"])
         )
         # float16 in the shards, so not the towers' own.
-        assert load_tower(whole, kind="llama", dtype="float32").config.embed_dim == 32
+        assert load_tower(whole, role="llm", dtype="float32").config.embed_dim == 32
         np.testing.assert_array_equal(load_adapter(whole)[1]["projection"]["kernel"], ADAPTER["llama_proj.weight"].T)
 
 
@@ -174,7 +175,7 @@ def test_published_folder(towers: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(released, "MERT_330M", MERT)
     source = save_released(towers, tmp_path / "musilingo", published=True)
     with pytest.raises(UserError, match=r"run python -m conversion\.to_jax"):
-        load_tower(source, kind="llama", dtype="float32")
+        load_tower(source, role="llm", dtype="float32")
     to_jax.main([str(source), str(tmp_path / "jax")])
     assert "released without a tokenizer" in capsys.readouterr().out
     to_pytorch.convert(tmp_path / "jax", tmp_path / "back")
@@ -253,7 +254,7 @@ def test_delta(towers: Path, delta: Path, tmp_path: Path):
 def test_delta_alone(delta: Path, tmp_path: Path):
     for use in (
         lambda: to_jax.convert(delta, tmp_path / "x"),
-        lambda: load_tower(delta, kind="llama", dtype="float32"),
+        lambda: load_tower(delta, role="llm", dtype="float32"),
     ):
         with pytest.raises(UserError, match=r"is a delta.*--base LLAMA_FOLDER"):
             use()
@@ -279,8 +280,8 @@ def run(towers: Path, tmp_path: Path) -> Path:
     workdir = tmp_path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
     identities = {
-        "mert": load_tower(towers / "mert", kind="mert", dtype="float32").identity,
-        "llm": load_tower(towers / "llm", kind="llama", dtype="float32").identity,
+        "mert": load_tower(towers / "mert", role="encoder", dtype="float32").identity,
+        "llm": load_tower(towers / "llm", role="llm", dtype="float32").identity,
     }
     parts = {name: {"folder": str(towers / name), "identity": identities[name]} for name in identities}
     prompt = {"template": "Q: {} A: ", "end_symbol": "\n", "max_answer_tokens": 50, "stop": ["\n"]}
@@ -315,9 +316,9 @@ def test_run_to_pytorch(run: Path, towers: Path, tmp_path: Path):
         prefix = f"model.{part}."
         whole = {n.removeprefix(prefix): t for n, t in read_checkpoint(tmp_path / "musilingo").items() if prefix in n}
         assert bits(whole) == bits(read_checkpoint(towers / name))
-    kinds: list[tuple[Literal["mert", "llama"], str]] = [("mert", "mert"), ("llama", "llm")]
-    for kind, name in kinds:
-        loaded = load_tower(tmp_path / "musilingo", kind=kind, dtype="float32")
+    roles: list[tuple[Role, str]] = [("encoder", "mert"), ("llm", "llm")]
+    for role, name in roles:
+        loaded = load_tower(tmp_path / "musilingo", role=role, dtype="float32")
         identity = json.loads((run / "run.json").read_text())[name]["identity"]
         assert (loaded.identity["weights"], loaded.identity["config"]) == (identity["weights"], identity["config"])
 

@@ -19,8 +19,9 @@ from mlingo_jax.demo.language_model import make_tokenizer
 from mlingo_jax.demo.materials import materials_folder
 from mlingo_jax.demo.music import ATTRIBUTES, REGISTERS, SCALES, TEMPOS, Piece, compose
 from mlingo_jax.demo.report import grade, summarise_grades
-from mlingo_jax.demo.synthesis import INSTRUMENTS, SAMPLE_RATE, frequency, recorded_note
+from mlingo_jax.demo.synthesis import INSTRUMENTS, frequency, recorded_note
 from mlingo_jax.demo.texts import ANSWERS, CAPTION, CAPTIONS, QUESTIONS, ask, named, tell
+from mlingo_jax.models.mert_config import SAMPLE_RATE
 from mlingo_jax.recipes import recipe
 from mlingo_jax.settings import Config, DemoConfig
 from mlingo_jax.training.loop import train

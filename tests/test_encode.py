@@ -37,7 +37,7 @@ def encoded(shape):
     devices = jax.devices()[: int(np.prod(shape))]
     mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
     with jax.set_mesh(mesh):
-        tower = load_tower(FOLDER, kind="mert", dtype="float32", mesh=mesh)
+        tower = load_tower(FOLDER, role="encoder", dtype="float32", mesh=mesh)
         how = {"frames_per_token": 20, "seconds": 2.0, "mesh": mesh}
         encoder = AudioEncoder(tower.graphdef, tower.params, tower.config, AUDIO, **how)
         placed.clear()

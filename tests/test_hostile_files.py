@@ -69,7 +69,7 @@ def test_more_layers_than_the_weights_have_are_refused_without_building_them(tmp
     folder = tiny_llama(tmp_path / "llm")
     (folder / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": layers}))
     with pytest.raises(UserError):
-        open_tower(folder, "llama")
+        open_tower(folder, "llm")
 
 
 @pytest.mark.parametrize("value", [["llama"], {"a": 1}, 5, None, "x" * 10_000])
@@ -177,4 +177,4 @@ def test_an_encoder_of_huge_convolutions_is_refused_by_its_weights(tmp_path):
     folder = tiny_mert(tmp_path / "mert")
     (folder / "config.json").write_text(json.dumps({**MERT, "conv_dim": [1 << 24] * 7, "conv_kernel": [1 << 20] * 7}))
     with pytest.raises(UserError):
-        open_tower(folder, "mert")
+        open_tower(folder, "encoder")

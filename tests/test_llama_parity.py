@@ -101,7 +101,7 @@ class Pair:
         self.reference = reference
         self.hidden = [state.numpy() for state in out.hidden_states]
         self.logits = out.logits.numpy()
-        tower = load_tower(folder, kind="llama", dtype=jnp.float32)
+        tower = load_tower(folder, role="llm", dtype=jnp.float32)
         self.graphdef, self.params, self.config = tower.graphdef, tower.params, tower.config
         self.model: Llama = nnx.merge(tower.graphdef, nnx.State(tower.params))
 

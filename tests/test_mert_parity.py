@@ -79,7 +79,7 @@ def relative_error(found: Array | np.ndarray, wanted: Any) -> float:
 def test_every_hidden_state_is_transformers(tmp_path, kind):
     reference = random_hubert(*kind)
     reference.save_pretrained(tmp_path)
-    model = loaded(load_tower(tmp_path, kind="mert", dtype="float32"))
+    model = loaded(load_tower(tmp_path, role="encoder", dtype="float32"))
     waveform = np.random.default_rng(1).normal(size=(2, 1000)).astype(np.float32)
     with torch.no_grad():
         wanted = reference(torch.from_numpy(waveform), output_hidden_states=True)
@@ -94,7 +94,7 @@ def test_every_hidden_state_is_transformers(tmp_path, kind):
 def test_masked_frames_are_transformers(tmp_path):
     reference = random_hubert(*KINDS[0])
     reference.save_pretrained(tmp_path)
-    model = loaded(load_tower(tmp_path, kind="mert", dtype="float32"))
+    model = loaded(load_tower(tmp_path, role="encoder", dtype="float32"))
     waveform = np.random.default_rng(2).normal(size=(1, 600)).astype(np.float32)
     mask = np.zeros((1, model.config.frames(600)), bool)
     mask[:, 5:12] = True
@@ -109,7 +109,7 @@ def test_masked_frames_are_transformers(tmp_path):
 @pytest.fixture(scope="module", params=["pre_ln", "post_ln"])
 def original(request, golden: Path) -> tuple[Path, Mert]:
     folder = golden / request.param
-    return folder, loaded(load_tower(folder / "mert", kind="mert", dtype="float32"))
+    return folder, loaded(load_tower(folder / "mert", role="encoder", dtype="float32"))
 
 
 def encoded(folder: Path, clip: str) -> np.ndarray:

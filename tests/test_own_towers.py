@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,10 +18,11 @@ from mlingo_jax.training.setup import set_up
 from mlingo_jax.training.sharding import make_mesh
 from mlingo_jax.weights.checksum import weights_checksum
 from mlingo_jax.weights.load import load_tower
+from mlingo_jax.weights.towers import Role
 from tests.tiny import tiny_llama, tiny_mert
 from tests.tiny_run import as_config, make_corpus, settings
 
-KINDS: dict[str, Literal["mert", "llama"]] = {"mert": "mert", "llm": "llama"}
+ROLES: dict[str, Role] = {"mert": "encoder", "llm": "llm"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def corpus(tmp_path_factory) -> Path:
 def run(request, corpus, tmp_path_factory) -> Path:
     """A run with one checkpoint, made by hand: its towers are the corpus's."""
     workdir = tmp_path_factory.mktemp("run")
-    loaded = {name: load_tower(corpus / name, kind=kind, dtype=request.param) for name, kind in KINDS.items()}
+    loaded = {name: load_tower(corpus / name, role=role, dtype=request.param) for name, role in ROLES.items()}
     towers = {name: {"folder": str(corpus / name), "identity": tower.identity} for name, tower in loaded.items()}
     prompt = PromptSettings().to_json()
     (workdir / "run.json").write_text(json.dumps({**towers, "id": "r", "prompt": prompt, "window": 20}))
@@ -90,21 +90,19 @@ def test_a_run_does_not_start_from_one_with_other_towers(run, corpus, others, na
 
 
 def test_the_rounded_checksum_is_that_of_the_tower_in_bfloat16(corpus):
-    for name, kind in KINDS.items():
-        wide, narrow = (load_tower(corpus / name, kind=kind, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    for name, role in ROLES.items():
+        wide, narrow = (load_tower(corpus / name, role=role, dtype=dtype) for dtype in ("float32", "bfloat16"))
         assert wide.identity["rounded"] == narrow.identity["weights"]
         assert "rounded" not in narrow.identity
         assert weights_checksum(wide.params) == wide.identity["weights"] != narrow.identity["weights"]
 
 
 def test_what_cannot_be_compared_by_weights_is_by_config(corpus):
-    tower = load_tower(corpus / "llm", kind="llama", dtype="float32", quantization="int4")
-    identity = load_tower(corpus / "llm", kind="llama", dtype="bfloat16").identity
+    tower = load_tower(corpus / "llm", role="llm", dtype="float32", quantization="int4")
+    identity = load_tower(corpus / "llm", role="llm", dtype="bfloat16").identity
     require_towers("run", {"llm": {"identity": tower.identity}}, llm=identity)
     # A run in float32 from before the rounded checksum was kept.
-    old = {
-        n: v for n, v in load_tower(corpus / "llm", kind="llama", dtype="float32").identity.items() if n != "rounded"
-    }
+    old = {n: v for n, v in load_tower(corpus / "llm", role="llm", dtype="float32").identity.items() if n != "rounded"}
     require_towers("run", {"llm": {"identity": old}}, llm=identity)
     with pytest.raises(UserError, match="was trained with another language model"):
         require_towers("run", {"llm": {"identity": {**old, "config": "another"}}}, llm=identity)

@@ -124,7 +124,7 @@ def test_the_stream_has_every_example_once_and_goes_on(examples, prompt, music, 
 
 
 def test_a_packed_example_has_the_loss_it_has_alone(folder, examples, prompt, music, packing):
-    tower = load_tower(folder / "llm", kind="llama", dtype="float32")
+    tower = load_tower(folder / "llm", role="llm", dtype="float32")
     llm = nnx.merge(tower.graphdef, nnx.State(tower.params))
     adapter = Adapter(AdapterConfig(WIDTH, LLAMA["hidden_size"]), rngs=nnx.Rngs(0))
 

@@ -139,8 +139,8 @@ def dequantized(params: Any) -> Any:
 
 @pytest.mark.parametrize("quantization", KINDS)
 def test_the_adapter_learns_what_it_would_from_the_dequantised_tower(folder: Path, quantization: Any):
-    plain = load_tower(folder, kind="llama", dtype="float32")
-    tower = load_tower(folder, kind="llama", dtype="float32", quantization=quantization)
+    plain = load_tower(folder, role="llm", dtype="float32")
+    tower = load_tower(folder, role="llm", dtype="float32", quantization=quantization)
     adapter = fit_adapter(None, AdapterConfig(WIDTH, WIDE["hidden_size"]))
     batch = {name: jnp.asarray(values) for name, values in make_batch(0).items()}
 
@@ -169,7 +169,7 @@ def test_a_tower_is_quantised_layer_by_layer(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(load, "quantize", quantize_and_tell)
     folder = tiny_llama(tmp_path / "llm", num_hidden_layers=3)
-    tower = load_tower(folder, kind="llama", dtype="bfloat16", quantization="int4")
+    tower = load_tower(folder, role="llm", dtype="bfloat16", quantization="int4")
     shapes = [leaf.shape for _, leaf in kernels(tower.params)]
     assert len(shapes) == 7 * 3
     assert sorted(seen) == sorted(shapes)
@@ -181,10 +181,10 @@ def kernels(params: Any) -> list[tuple[str, jax.Array]]:
 
 
 def test_quantised_towers_are_other_towers(folder: Path):
-    towers = {name: load_tower(folder, kind="llama", dtype="bfloat16", quantization=name) for name in ("none", *KINDS)}
+    towers = {name: load_tower(folder, role="llm", dtype="bfloat16", quantization=name) for name in ("none", *KINDS)}
     assert len({tower.identity["weights"] for tower in towers.values()}) == 3
     assert {name: tower.identity["quantization"] for name, tower in towers.items()} == {n: n for n in towers}
-    again = load_tower(folder, kind="llama", dtype="bfloat16", quantization="int4")
+    again = load_tower(folder, role="llm", dtype="bfloat16", quantization="int4")
     assert again.identity == towers["int4"].identity
     for name in KINDS:
         assert {leaf.dtype for _, leaf in kernels(towers[name].params)} == {jnp.dtype(INTEGERS[name])}
@@ -207,7 +207,7 @@ from tests.test_step import WIDTH, make_batch
 adapter = fit_adapter(None, AdapterConfig(WIDTH, 256))
 
 def prepare(folder, mesh, quantization, remat="layer"):
-    llm = load_tower(folder, kind="llama", dtype="float32", quantization=quantization, mesh=mesh)
+    llm = load_tower(folder, role="llm", dtype="float32", quantization=quantization, mesh=mesh)
     networks = Networks(llm.graphdef, adapter.graphdef, remat=remat)
     step = jax.jit(jax.value_and_grad(lambda a, p, b: loss_sum(a, {"llm": p}, b, networks), has_aux=True))
     return llm, step, (replicate({"adapter": adapter.params}, mesh), llm.params, put_batch(make_batch(0, rows=8), mesh))

@@ -18,8 +18,8 @@ CELLS = [cell for cell in json.loads(FILE.read_text(encoding="utf-8"))["cells"] 
 
 def make_demo(folder: Path) -> None:
     """What the demo leaves in runs/, with small random models: a run with one checkpoint, and a clip held out."""
-    mert = load_tower(tiny_mert(folder / "mert"), kind="mert", dtype="float32")
-    llm = load_tower(tiny_llama(folder / "llm"), kind="llama", dtype="float32")
+    mert = load_tower(tiny_mert(folder / "mert"), role="encoder", dtype="float32")
+    llm = load_tower(tiny_llama(folder / "llm"), role="llm", dtype="float32")
     run = {
         "id": "r",
         "mert": {"folder": str(folder / "mert"), "identity": mert.identity},

@@ -31,8 +31,8 @@ def test_towers_are_those_that_are_loaded(quantization, tmp_path):
     shapes = tiny(config)
     encoder, llm, _ = networks(shapes, mesh)
     loaded = [
-        load_tower(tiny_mert(tmp_path / "mert"), kind="mert", dtype="bfloat16", mesh=mesh),
-        load_tower(tiny_llama(tmp_path / "llm"), kind="llama", dtype="bfloat16", quantization=quantization, mesh=mesh),
+        load_tower(tiny_mert(tmp_path / "mert"), role="encoder", dtype="bfloat16", mesh=mesh),
+        load_tower(tiny_llama(tmp_path / "llm"), role="llm", dtype="bfloat16", quantization=quantization, mesh=mesh),
     ]
     for model, tower in zip((encoder, llm), loaded, strict=True):
         graph, params = split(model, mesh)

@@ -35,7 +35,7 @@ def share(params):
 
 def losses(mesh):
     with jax.set_mesh(mesh):
-        llm = load_tower(LLM, kind="llama", dtype="float32", mesh=mesh)
+        llm = load_tower(LLM, role="llm", dtype="float32", mesh=mesh)
         graph, adapter = new_adapter()
         step = compile_train_step(Networks(llm.graphdef, graph, remat="layer"), schedule_of(config()), mesh)
         state, found = replicate(init_state({"adapter": adapter}, config().optim), mesh), []
@@ -51,7 +51,7 @@ def losses(mesh):
 
 def encoded(mesh):
     with jax.set_mesh(mesh):
-        mert, rng = load_tower(MERT, kind="mert", dtype="float32", mesh=mesh), np.random.default_rng(0)
+        mert, rng = load_tower(MERT, role="encoder", dtype="float32", mesh=mesh), np.random.default_rng(0)
         clips = {"waveform": rng.normal(size=(8, 4000)), "lengths": rng.integers(3000, 4001, 8)}
         network = partial(nnx.merge, mert.graphdef)
         listen = jax.jit(lambda params, clips: network(nnx.State(params)).features(**clips, frames_per_token=4))
@@ -70,7 +70,7 @@ with jax.set_mesh(mesh):
             refusal(lambda: make_mesh(MeshConfig(fsdp=3, data=-1))),
             refusal(lambda: make_mesh(MeshConfig(data=3, tensor=2))),
             refusal(lambda: check_batch(mesh, 6)),
-            refusal(lambda: load_tower(LLM, kind="llama", dtype="float32", mesh=ODD)),
+            refusal(lambda: load_tower(LLM, role="llm", dtype="float32", mesh=ODD)),
         ],
     }))
 """

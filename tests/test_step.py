@@ -110,7 +110,7 @@ def test_three_steps_equal_torch(tmp_path: Path, mesh):
     from mlingo_jax.weights.load import load_tower
 
     folder = tiny_llama(tmp_path / "llm")
-    tower = load_tower(folder, kind="llama", dtype="float32")
+    tower = load_tower(folder, role="llm", dtype="float32")
     settings = config()
     settings.optim = dataclasses.replace(settings.optim, min_lr=1e-3, warmup_lr=1e-3, warmup_steps=2, epoch_steps=10)
     step = compile_train_step(networks_of((tower.graphdef,)), schedule_of(settings), mesh)

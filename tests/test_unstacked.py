@@ -87,7 +87,7 @@ def test_answers_are_the_stacks(quantization: Quantization, tmp_path: Path):
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
 def test_a_tower_is_loaded_and_planned_one_by_one(quantization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, mesh = tiny_llama(tmp_path / "llm"), make_mesh(MeshConfig())
-    read = partial(load_tower, folder, kind="llama", dtype="bfloat16", quantization=quantization, mesh=mesh)
+    read = partial(load_tower, folder, role="llm", dtype="bfloat16", quantization=quantization, mesh=mesh)
     monkeypatch.setattr(load, "stacks_layers", lambda mesh: True)
     stacked = read()
     for module in (load, shapes):

@@ -29,7 +29,7 @@ def convert(source: Path, target: Path, base: str | Path | None = None) -> None:
         raise UserError(f"{source}: is no language model, so there is nothing to add to --base {base}")
     with new_target(target, folder=True) as folder:
         if found.kind in KINDS:
-            _write_tower(open_tower(source, found.kind, base), folder)
+            _write_tower(open_tower(source, KINDS[found.kind].role, base), folder)
         elif found.kind == "adapter":
             _write_adapter(open_adapter(source), folder)
         else:
@@ -37,10 +37,10 @@ def convert(source: Path, target: Path, base: str | Path | None = None) -> None:
 
 
 def _write_musilingo(source: Path, folder: Path, base: str | Path | None) -> None:
-    opened = [open_tower(source, "mert"), open_tower(source, "llama", base)]
+    opened = [open_tower(source, "encoder"), open_tower(source, "llm", base)]
     adapter = open_adapter(source)
     for tower in opened:
-        _write_tower(tower, folder / released.PARTS[tower.kind.name].folder)
+        _write_tower(tower, folder / released.PARTS[tower.kind.role].folder)
     _write_adapter(adapter, folder / released.PARTS["adapter"].folder)
     carry(source, folder)
     write_record(folder, "musilingo")
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not is_primary():
         return
     print(f"{arguments.target}: written")
-    llm = arguments.target / released.PARTS["llama"].folder
+    llm = arguments.target / released.PARTS["llm"].folder
     if llm.is_dir() and not any(llm.glob("tokenizer*")):
         print(
             f"{llm}: MusiLingo was released without a tokenizer; copy the files of its language model's to this folder"

@@ -20,7 +20,7 @@ from mlingo_jax.weights.folders import Found, carry, find, identify, new_target
 from mlingo_jax.weights.keymap import to_torch
 from mlingo_jax.weights.tensors import Tensor, Tensors
 from mlingo_jax.weights.torch_files import write_torch
-from mlingo_jax.weights.towers import KINDS, OpenTower, open_tower
+from mlingo_jax.weights.towers import KINDS, ROLES, OpenTower, open_tower
 
 SHARD_BYTES = 5 * 10**9
 
@@ -43,7 +43,7 @@ def convert(source: Path, target: Path, *, form: Form = "safetensors") -> None:
         raise UserError(f"{target}: an adapter is written as a .pth; of any other name is a folder, with all there is")
     with new_target(target, folder=not alone or found.kind in KINDS) as partial:
         if found.kind in KINDS:
-            _write_tower(open_tower(source, found.kind), partial, form)
+            _write_tower(open_tower(source, KINDS[found.kind].role), partial, form)
         elif alone:
             write_torch(partial, {"model": _adapter_tensors(source)})
         else:
@@ -67,10 +67,10 @@ def _adapter_tensors(source: Path) -> dict[str, Tensor]:
 
 def _write_musilingo(source: Path, found: Found, folder: Path, form: Form) -> None:
     tensors = _prefixed("adapter", _adapter_tensors(source))
-    towers = _run_towers(source, folder) if found.layout == "run" else [open_tower(source, name) for name in KINDS]
+    towers = _run_towers(source, folder) if found.layout == "run" else [open_tower(source, role) for role in ROLES]
     for tower in towers:
-        tensors |= _prefixed(tower.kind.name, tower.bare().torch_tensors())
-        files = folder / released.PARTS[tower.kind.name].files
+        tensors |= _prefixed(tower.kind.role, tower.bare().torch_tensors())
+        files = folder / released.PARTS[tower.kind.role].files
         files.mkdir()
         tower.write_files(files)
     if found.layout == "jax":
@@ -87,7 +87,7 @@ def _run_towers(workdir: Path, folder: Path) -> list[OpenTower]:
     from mlingo_jax.runs.folder import read_run
 
     run = read_run(workdir)
-    mert, llm = open_tower(find(run["mert"]["folder"]), "mert"), open_tower(find(run["llm"]["folder"]), "llama")
+    mert, llm = open_tower(find(run["mert"]["folder"]), "encoder"), open_tower(find(run["llm"]["folder"]), "llm")
     for tower, part in ((mert, "mert"), (llm, "llm")):
         if tower.config_hash() != run[part]["identity"]["config"]:
             raise UserError(f"{tower.source}: its config.json is not that of the tower that {workdir} was trained with")

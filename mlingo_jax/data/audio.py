@@ -21,9 +21,7 @@ from mlingo_jax.data.decoding import Mixdown, Mixer, open_audio
 from mlingo_jax.data.excerpts import Excerpts
 from mlingo_jax.data.resampling import Resampling, sinc_hann
 from mlingo_jax.errors import AudioWarning, UserError
-
-RECEPTIVE_FIELD = 400
-"""Samples below which HuBERT's stack of convolutions has no frame: the least a clip must have by default."""
+from mlingo_jax.models.mert_config import RECEPTIVE_FIELD
 
 _BLOCK = 1 << 18
 

@@ -10,15 +10,16 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from mlingo_jax.data.audio import RECEPTIVE_FIELD, AudioSettings, measure_audio, prepare_waveform
+from mlingo_jax.data.audio import AudioSettings, measure_audio, prepare_waveform
 from mlingo_jax.data.lookup import ARRAY
 from mlingo_jax.data.records import Clip
 from mlingo_jax.errors import UserError
+from mlingo_jax.models.mert_config import RECEPTIVE_FIELD, SAMPLE_RATE
 
 Status = Literal["there", "missing", "unreadable", "too short", "wrong length"]
 
-SHORTEST_SECONDS = RECEPTIVE_FIELD / 24_000
-"""Below this the encoder has no frame (MERT's 400 samples at 24 kHz)."""
+SHORTEST_SECONDS = RECEPTIVE_FIELD / SAMPLE_RATE
+"""Below this MERT has no frame."""
 
 # A record is a message of at most 2 GB.
 _MOST_BYTES = 1 << 30

@@ -18,8 +18,9 @@ import soundfile
 from tqdm import tqdm
 
 from mlingo_jax.demo.music import ATTRIBUTES, Piece, compose
-from mlingo_jax.demo.synthesis import SAMPLE_RATE, Sound, play
+from mlingo_jax.demo.synthesis import Sound, play
 from mlingo_jax.demo.texts import CAPTION, ask, tell
+from mlingo_jax.models.mert_config import SAMPLE_RATE
 from mlingo_jax.settings import DemoConfig
 
 Split = Literal["train", "eval"]

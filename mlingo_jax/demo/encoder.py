@@ -18,9 +18,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mlingo_jax.data.audio import normalize
-from mlingo_jax.demo.synthesis import SAMPLE_RATE
 from mlingo_jax.demo.towers import write_tower
 from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.models.mert_config import SAMPLE_RATE
 
 BANDS, OCTAVES, LOWEST = 84, 7, 80.0
 SHRINK = 0.03

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-SAMPLE_RATE = 24_000
+from mlingo_jax.models.mert_config import SAMPLE_RATE
+
 NOTE_SECONDS = 2.6
 TAKES = 2
 A4 = 69

@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from mlingo_jax.weights.checkpoints import write_checkpoint
+from mlingo_jax.weights.folders import TowerKindName
 from mlingo_jax.weights.keymap import entries, parameters
 from mlingo_jax.weights.tensors import Tensor
-from mlingo_jax.weights.towers import KINDS, TowerName
+from mlingo_jax.weights.towers import KINDS
 
 Params = dict[str, Any]
 Batch = Mapping[str, Array]
@@ -49,7 +50,7 @@ def fit(
     return params
 
 
-def write_tower(folder: Path, name: TowerName, values: dict[str, Any], model: nnx.Module, params: Params) -> None:
+def write_tower(folder: Path, name: TowerKindName, values: dict[str, Any], model: nnx.Module, params: Params) -> None:
     """Writes a Hugging Face folder, config.json and safetensors, by the table by which conversion reads them."""
     table = entries(KINDS[name].rules, parameters(model))
     tensors = {}

@@ -153,7 +153,7 @@ def open_model(
     assert isinstance(found.music, CachedFeatures)
     # A row needs one device: all that this process has share the rows.
     mesh = local_mesh() if jax.local_device_count() > 1 else None
-    tower = load_tower(sources.llm, kind="llama", dtype=dtype, quantization=sources.quantization, mesh=mesh)
+    tower = load_tower(sources.llm, role="llm", dtype=dtype, quantization=sources.quantization, mesh=mesh)
     if sources.run is not None:
         require_towers(adapter or "", sources.run, mert=found.identity, llm=tower.identity)
     config = AdapterConfig(found.embed_dim, tower.config.embed_dim, found.states)

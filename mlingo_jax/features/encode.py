@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from mlingo_jax.data.audio import AudioSettings, chunks, normalize
-from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.models.encoder import Encoder, EncoderArchitecture
 from mlingo_jax.models.partition import ACTIVATION_RULES
 from mlingo_jax.models.pooling import pooled_length
 
@@ -33,15 +33,15 @@ PART_SECONDS = 32.0
 class AudioEncoder:
     """A frozen encoder and how it listens.
 
-    `window` is the number of encoder frames averaged into one feature (MusiLingo: 325, 4.33 s at 75 Hz). A clip longer
+    `frames_per_token` encoder frames are averaged into one feature. A clip longer
     than `seconds` is encoded in pieces of that length one after the other, so memory does not grow with the clip; a
     clip no longer than that is encoded whole. With `per_layer` the features keep the encoder's hidden states apart.
     With a `mesh` (the parameters' own) each batch is split evenly over it.
     """
 
-    graphdef: nnx.GraphDef[Mert]
+    graphdef: nnx.GraphDef[Encoder]
     params: Any
-    config: MertConfig
+    config: EncoderArchitecture
     audio: AudioSettings
     frames_per_token: int
     seconds: float = SECONDS
@@ -128,7 +128,7 @@ class AudioEncoder:
 
 
 def count_tokens(
-    samples: int, audio: AudioSettings, config: MertConfig, frames_per_token: int, seconds: float = SECONDS
+    samples: int, audio: AudioSettings, config: EncoderArchitecture, frames_per_token: int, seconds: float = SECONDS
 ) -> int:
     """The number of features that an `AudioEncoder` with these settings encodes in a clip of so many samples."""
     rate = audio.sample_rate
@@ -138,7 +138,7 @@ def count_tokens(
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def _features(
-    graphdef: nnx.GraphDef[Mert],
+    graphdef: nnx.GraphDef[Encoder],
     params: Any,
     waveform: Float[Array, "B N"],
     lengths: Int[Array, " B"],

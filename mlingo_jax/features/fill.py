@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mlingo_jax.data.audio import RECEPTIVE_FIELD
 from mlingo_jax.data.contents import UNKNOWN, Contents, changed, digest_audio, file_state
 from mlingo_jax.data.stored import Audio, Waveform, read_ahead
 from mlingo_jax.data.unreadable import LISTED, list_all, named, require_few
@@ -23,6 +22,7 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.features.cache import FINGERPRINT, FeatureCache, Fingerprint
 from mlingo_jax.features.shards import DTYPES, Features, unfinished, write_shard
 from mlingo_jax.files import exclusive_lock, write_atomic
+from mlingo_jax.models.mert_config import RECEPTIVE_FIELD
 from mlingo_jax.processes import all_gather, broadcast, is_primary, run_on_primary
 from mlingo_jax.wording import counted
 

@@ -14,6 +14,8 @@ Value = TypeVar("Value")
 MOST = 1 << 24
 MOST_LAYERS = 1 << 12
 _MOST_NUMBER = 1e30
+# What `mlingo_jax.models.layers` computes by these names of transformers'.
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "silu", "swish")
 _SHOWN = 80
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from mlingo_jax.models.attributes import MOST_LAYERS, Attributes
-from mlingo_jax.models.layers import ACTIVATIONS
+from mlingo_jax.models.attributes import ACTIVATIONS, MOST_LAYERS, Attributes
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LAYER_TYPES = ("full_attention", "sliding_attention")

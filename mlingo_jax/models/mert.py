@@ -9,141 +9,26 @@ its input and output channels, C the last one's output channels, D width, F inne
 kernel), L layers, S hidden states (L + 1), K pooling windows.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from mlingo_jax.models.attention import Segments, attend
-from mlingo_jax.models.attributes import MOST_LAYERS, Attributes
 from mlingo_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, normal, parameter
+from mlingo_jax.models.mert_config import MertConfig, conv_length
 from mlingo_jax.models.partition import constrain, gather_params, used
 from mlingo_jax.models.pooling import pool_frames, valid_frames
 from mlingo_jax.models.stack import layer_graph, run_layers
 
-Samples = TypeVar("Samples", bound=int | np.integer | np.ndarray | Array)
-
 # PyTorch's default: the convolutions' norms do not read the configuration's layer_norm_eps.
 CONV_NORM_EPS = 1e-5
-
-# What would change the computation in a way not built here, and the value that switches each off.
-SWITCHED_OFF: Mapping[str, Any] = {
-    "add_adapter": False,
-    "conv_pos_batch_norm": False,
-    "deepnorm": False,
-    "feature_extractor_cqt": False,
-    "is_encoder_decoder": False,
-    "pruned_heads": {},
-}
-# Older files leave out what their models could not yet choose.
-WHEN_ABSENT: Mapping[str, Any] = {"feat_proj_layer_norm": True, "model_type": "hubert", **SWITCHED_OFF}
-# Bookkeeping, training and other heads: none changes a hidden state of the frozen encoder. attention_relax acts only
-# together with deepnorm, the number of CQT bins only together with CQT.
-HARMLESS = """
-    _* activation_dropout apply_spec_augment architectures attention_dropout attention_relax attn_implementation
-    auto_map chunk_size_feed_forward classifier_proj_size ctc_* dtype feat_extract_dropout feat_proj_dropout
-    feature_extractor_cqt_bins final_dropout finetuning_task gradient_checkpointing hidden_dropout id2label
-    initializer_range label2id layerdrop mask_channel_* mask_feature_* mask_time_* name_or_path output_* problem_type
-    proj_codevector_dim return_dict sample_rate task_specific_params tokenizer_class torch_dtype torchscript
-    transformers_version use_weighted_layer_sum vocab_size *_token_id
-"""
-
-
-@dataclass(frozen=True)
-class MertConfig:
-    """An encoder's architecture, as its `config.json` gives it."""
-
-    embed_dim: int
-    mlp_dim: int
-    num_layers: int
-    num_heads: int
-    eps: float
-    activation: str
-    pre_norm: bool
-    conv_channels: tuple[int, ...]
-    conv_kernel_sizes: tuple[int, ...]
-    conv_strides: tuple[int, ...]
-    conv_bias: bool
-    conv_norm: str
-    conv_activation: str
-    projection_norm: bool
-    position_kernel_size: int
-    position_groups: int
-    mask_embedding: bool
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any], source: str) -> "MertConfig":
-        """Reads a Hugging Face `config.json` of a MERT or HuBERT model; `source` is its name, for messages.
-
-        Raises:
-            UserError: an attribute is missing or of the wrong kind, or asks for a computation that is not this one.
-        """
-        attributes = Attributes(values, source, WHEN_ABSENT)
-        attributes.only("model_type", "mert_model", "hubert")
-        for name, off in SWITCHED_OFF.items():
-            attributes.only(name, off)
-        config = cls(
-            embed_dim=attributes.count("hidden_size"),
-            mlp_dim=attributes.count("intermediate_size"),
-            num_layers=attributes.count("num_hidden_layers", most=MOST_LAYERS),
-            num_heads=attributes.count("num_attention_heads"),
-            eps=attributes.number("layer_norm_eps"),
-            activation=attributes.only("hidden_act", *ACTIVATIONS),
-            pre_norm=attributes.flag("do_stable_layer_norm"),
-            conv_channels=attributes.counts("conv_dim"),
-            conv_kernel_sizes=attributes.counts("conv_kernel"),
-            conv_strides=attributes.counts("conv_stride"),
-            conv_bias=attributes.flag("conv_bias"),
-            conv_norm=attributes.only("feat_extract_norm", "group", "layer"),
-            conv_activation=attributes.only("feat_extract_activation", *ACTIVATIONS),
-            projection_norm=attributes.flag("feat_proj_layer_norm"),
-            position_kernel_size=attributes.count("num_conv_pos_embeddings"),
-            position_groups=attributes.count("num_conv_pos_embedding_groups"),
-            # transformers makes this parameter only where training is to mask something.
-            mask_embedding=max(attributes.number("mask_time_prob"), attributes.number("mask_feature_prob")) > 0,
-        )
-        convs = len(config.conv_channels)
-        if attributes.get("num_feat_extract_layers") not in (None, convs):
-            attributes.refuse("num_feat_extract_layers", f"the length of conv_dim, {convs}")
-        for name in ("conv_kernel", "conv_stride"):
-            if len(attributes.counts(name)) != convs:
-                attributes.refuse(name, f"as long as conv_dim, {convs}")
-        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-            if config.embed_dim % attributes.count(name):
-                attributes.refuse(name, f"a divisor of hidden_size, {config.embed_dim}")
-        attributes.finish(HARMLESS.split())
-        return config
-
-    @property
-    def states(self) -> int:
-        """Number of hidden states: the first layer's input and every layer's output."""
-        return self.num_layers + 1
-
-    @property
-    def hop(self) -> int:
-        """Samples from one frame to the next."""
-        return math.prod(self.conv_strides)
-
-    @property
-    def receptive_field(self) -> int:
-        """Samples that one frame sees; the shortest audio that has a frame."""
-        reaches = [(k - 1) * math.prod(self.conv_strides[:i]) for i, k in enumerate(self.conv_kernel_sizes)]
-        return 1 + sum(reaches)
-
-    def frames(self, samples: Samples) -> Samples:
-        """Number of frames of that many samples, for an integer or an array of them; 0 below the receptive field."""
-        for kernel, stride in zip(self.conv_kernel_sizes, self.conv_strides, strict=True):
-            samples = _conv_length(samples, kernel, stride)
-        return samples
 
 
 class ChannelNorm(nnx.Module):
@@ -181,7 +66,7 @@ class ConvLayer(nnx.Module):
 
     def frames(self, frames: Int[Array, " B"]) -> Int[Array, " B"]:
         """Number of valid output frames of that many input frames."""
-        return _conv_length(frames, self.kernel.shape[0], self.stride)
+        return conv_length(frames, self.kernel.shape[0], self.stride)
 
     @jax.named_scope("convolution")
     def __call__(self, x: Float[Array, "B T I"], frames: Int[Array, " B"]) -> Float[Array, "B U O"]:
@@ -381,9 +266,3 @@ class Mert(nnx.Module):
                 raise ValueError("mask_time given, but this encoder has no masked_spec_embed")
             x = jnp.where(mask_time[..., None], self.masked_spec_embed[...].astype(x.dtype), x)
         return jnp.where(valid_frames(x, frames), x, 0), frames
-
-
-def _conv_length(length: Samples, kernel: int, stride: int) -> Samples:
-    """Outputs of a convolution without padding; 0 where the input is shorter than the kernel."""
-    outputs: Any = (length - kernel) // stride + 1
-    return outputs * (outputs > 0)

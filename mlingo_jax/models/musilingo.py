@@ -14,8 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mlingo_jax.models.adapter import Adapter
+from mlingo_jax.models.encoder import Encoder
 from mlingo_jax.models.llama import Llama, vocabulary_logits
-from mlingo_jax.models.mert import Mert
 from mlingo_jax.models.partition import constrain
 
 # A block of logits is [B, 64, V] in float32: for 32 rows of LLaMA's vocabulary 0.26 GB, not 1 GB as at L = 256.
@@ -34,7 +34,7 @@ class Networks:
 
     llm: nnx.GraphDef[Llama]
     adapter: nnx.GraphDef[Adapter]
-    encoder: nnx.GraphDef[Mert] | None = None
+    encoder: nnx.GraphDef[Encoder] | None = None
     frames_per_token: int = 0
     remat: str = "none"
 
@@ -44,7 +44,7 @@ class Bound(NamedTuple):
 
     llm: Llama
     adapter: Adapter
-    encoder: Mert | None
+    encoder: Encoder | None
 
 
 def bind(networks: Networks, frozen: Mapping[str, Any], trained: Mapping[str, Any]) -> Bound:

@@ -7,9 +7,8 @@ from typing import Any
 
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import read_json
-from mlingo_jax.models.llama_config import LlamaConfig
-from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.weights.released import LLAMA_1, MERT_330M
+from mlingo_jax.weights.towers import read_architecture
 
 # Source: the towers' config.json on the Hugging Face hub; what only training reads is left out.
 MERT_95M: Mapping[str, Any] = {
@@ -61,13 +60,13 @@ def encoder_sizes(path: str) -> Sizes:
         UserError: there is no such folder and no such published model, or the folder's config.json is refused.
     """
     values, source = _find(path, ENCODERS, "mert")
-    return Sizes(MertConfig.from_json(values, source), source)
+    return Sizes(read_architecture(values, source, "encoder"), source)
 
 
 def language_model_sizes(path: str) -> Sizes:
     """The language model's architecture, as `encoder_sizes`."""
     values, source = _find(path, LANGUAGE_MODELS, "llm")
-    return Sizes(LlamaConfig.from_json(values, source), source)
+    return Sizes(read_architecture(values, source, "llm"), source)
 
 
 def _find(path: str, published: Mapping[str, Mapping[str, Any]], name: str) -> tuple[Mapping[str, Any], str]:

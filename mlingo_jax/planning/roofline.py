@@ -5,7 +5,6 @@ A lower bound: it takes the three to overlap fully, each at the maker's rate. Go
 
 import dataclasses
 
-from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.planning.costs import Costs
 from mlingo_jax.planning.machines import Kind
 from mlingo_jax.planning.shapes import Shapes, parameter_counts
@@ -51,30 +50,16 @@ def formula(shapes: Shapes) -> int:
 def besides(shapes: Shapes) -> dict[str, int]:
     """What a step computes that `formula` leaves out, by name.
 
-    Between tokens it is next to nothing: rows are short. Between the frames of a clip, frames^2 counts; and the
-    extractor's convolutions run at more than the frames' rate, up to 64 times.
+    Between tokens it is next to nothing: rows are short.
     """
-    encoder, frames = shapes.encoder, _frames(shapes)
     found: dict[str, int] = {}
     if shapes.llm_settings.remat == "layer":
         found["activations again 2 N_llm tokens"] = 2 * parameter_counts(shapes)[1] * shapes.batch_size * shapes.length
-    if frames:
-        found["the frames' attention"] = 4 * frames * shapes.frames * encoder.embed_dim * encoder.num_layers
-        found["the extractor"] = shapes.batch_size * _extractor(encoder, shapes.samples)
+    if _frames(shapes):
+        of_clip = shapes.encoder.more_operations(shapes.samples)
+        found |= {name: shapes.batch_size * count for name, count in of_clip.items()}
     return found
 
 
 def _frames(shapes: Shapes) -> int:
     return shapes.batch_size * shapes.frames if shapes.spec.online else 0
-
-
-def _extractor(encoder: MertConfig, samples: int) -> int:
-    """Operations of the convolutions for one clip, beyond two for each parameter and frame."""
-    inputs = (1, *encoder.conv_channels)
-    weights = [k * i * o for k, i, o in zip(encoder.conv_kernel_sizes, inputs, encoder.conv_channels, strict=False)]
-    positions = samples
-    total = 0
-    for weight, kernel, stride in zip(weights, encoder.conv_kernel_sizes, encoder.conv_strides, strict=True):
-        positions = (positions - kernel) // stride + 1
-        total += 2 * weight * positions
-    return total - 2 * sum(weights) * positions

@@ -24,18 +24,17 @@ from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.inference.decode import decode, prefill
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter, AdapterConfig
+from mlingo_jax.models.encoder import EncoderArchitecture
 from mlingo_jax.models.llama import Llama, stacks_layers
 from mlingo_jax.models.llama_config import LlamaConfig
-from mlingo_jax.models.mert import Mert, MertConfig
 from mlingo_jax.models.musilingo import Networks
 from mlingo_jax.models.partition import check_divides, partition
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.settings import Config, LanguageModelConfig
 from mlingo_jax.training.sharding import BATCH
 from mlingo_jax.training.step import Schedule, compile_train_step, init_state
+from mlingo_jax.weights.towers import network
 
-# MERT's, MusicFM's and HuBERT's preprocessors differ; a plan takes MERT's.
-SAMPLE_RATE = 24_000
 # A question and the words around it, where a config has a prompt: the longest of MusicQA take about as many tokens.
 QUESTION = 96
 
@@ -56,7 +55,7 @@ class Shapes:
         row: L as it was set; 0 for what prompt and answer need.
     """
 
-    encoder: MertConfig
+    encoder: EncoderArchitecture
     llm: LlamaConfig
     seconds: float
     spec: FeatureSpec
@@ -68,7 +67,7 @@ class Shapes:
     row: int
 
     @classmethod
-    def of(cls, config: Config, encoder: MertConfig, llm: LlamaConfig, seconds: float) -> "Shapes":
+    def of(cls, config: Config, encoder: EncoderArchitecture, llm: LlamaConfig, seconds: float) -> "Shapes":
         """Those of a run with these towers, on clips of so many seconds."""
         return cls(
             encoder,
@@ -92,7 +91,7 @@ class Shapes:
     @property
     def samples(self) -> int:
         """N: of a clip, as far as it is encoded."""
-        return round(self.encoded * SAMPLE_RATE)
+        return round(self.encoded * self.encoder.sample_rate)
 
     @property
     def frames(self) -> int:
@@ -102,7 +101,7 @@ class Shapes:
     @property
     def music(self) -> int:
         """M: music tokens of a clip."""
-        audio = AudioSettings(SAMPLE_RATE, normalize=True)
+        audio = AudioSettings(self.encoder.sample_rate, normalize=True)
         return count_tokens(self.samples, audio, self.encoder, self.spec.frames_per_token, self.spec.chunk_seconds)
 
     @property
@@ -116,7 +115,7 @@ class Shapes:
         return 1 + self.music + self.question
 
 
-def networks(shapes: Shapes, mesh: Mesh | None = None) -> tuple[Mert, Llama, Adapter]:
+def networks(shapes: Shapes, mesh: Mesh | None = None) -> tuple[nnx.Module, Llama, Adapter]:
     """The three networks in the abstract, as they are loaded for a mesh."""
     settings, encoder = shapes.llm_settings, shapes.encoder
     adapter = AdapterConfig(encoder.embed_dim, shapes.llm.embed_dim, encoder.states if shapes.spec.per_layer else None)
@@ -128,7 +127,7 @@ def networks(shapes: Shapes, mesh: Mesh | None = None) -> tuple[Mert, Llama, Ada
         stacked=stacks_layers(mesh),
     )
     return (
-        nnx.eval_shape(lambda: Mert(shapes.encoder, dtype=jnp.dtype(shapes.spec.dtype), rngs=nnx.Rngs(0))),
+        nnx.eval_shape(lambda: network(encoder)(encoder, dtype=jnp.dtype(shapes.spec.dtype), rngs=nnx.Rngs(0))),
         nnx.eval_shape(lambda: language(rngs=nnx.Rngs(0))),
         nnx.eval_shape(lambda: Adapter(adapter, rngs=nnx.Rngs(0))),
     )
@@ -191,7 +190,7 @@ def trace_encoding(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
             waveform, lengths, frames_per_token=spec.frames_per_token, per_layer=spec.per_layer
         )
 
-    samples = round(min(shapes.encoded, shapes.spec.chunk_seconds) * SAMPLE_RATE)
+    samples = round(min(shapes.encoded, shapes.spec.chunk_seconds) * shapes.encoder.sample_rate)
     with jax.set_mesh(mesh):
         return jax.jit(encode).trace(
             params, _rows(rows, mesh, (samples,), jnp.float32), _rows(rows, mesh, (), jnp.int32)

@@ -17,7 +17,6 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import count_tokens
 from mlingo_jax.features.spec import FeatureSpec
 from mlingo_jax.flags import to_json
-from mlingo_jax.models.mert import MertConfig
 from mlingo_jax.settings import Config, DataConfig
 from mlingo_jax.training.examples import Batches, Layout, RunData, lay_out, open_data, reading_threads
 from mlingo_jax.training.music import encoded_clips
@@ -131,14 +130,12 @@ def _epochs(data: DataConfig, train: Mixture, seen: float) -> list[str]:
 
 def _count_music(spec: FeatureSpec, seconds: Mapping[str, float]) -> dict[str, int]:
     """The music tokens of each clip, from the clips' lengths in seconds."""
-    encoder = open_tower(find(spec.encoder), "mert")
-    architecture = encoder.config
-    assert isinstance(architecture, MertConfig)
+    encoder = open_tower(find(spec.encoder), "encoder")
     audio = AudioSettings.from_folder(encoder.files or find(spec.encoder))
 
     def tokens(seconds: float) -> int:
         samples = round(min(seconds, spec.row_seconds) * audio.sample_rate)
-        return count_tokens(samples, audio, architecture, spec.frames_per_token, spec.chunk_seconds)
+        return count_tokens(samples, audio, encoder.config, spec.frames_per_token, spec.chunk_seconds)
 
     return {clip: tokens(length) for clip, length in seconds.items()}
 

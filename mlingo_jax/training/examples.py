@@ -77,7 +77,7 @@ def open_data(data: DataConfig, llm: str, prompt: PromptSettings, encoded: Conta
         UserError: there are no examples, they are damaged or not prepared, or the language model is none.
     """
     # Opened before what takes long: a wrong path is told at once.
-    opened, files = open_with_files(llm, "llama")
+    opened, files = open_with_files(llm, "llm")
     assert isinstance(opened.config, LlamaConfig)
     rows = open_prompt(files, prompt, opened.config.vocab_size)
     train, held_out = read_examples(data, encoded)

@@ -214,7 +214,7 @@ def load_encoder(spec: FeatureSpec, mesh: Mesh) -> Tower:
     """The encoder. Raises UserError if it is not named or cannot be loaded."""
     if not spec.encoder:
         raise UserError("config.mert.path is empty: name the encoder, a folder or a hub id, to encode the clips with")
-    return load_tower(spec.encoder, kind="mert", dtype=spec.dtype, mesh=mesh)
+    return load_tower(spec.encoder, role="encoder", dtype=spec.dtype, mesh=mesh)
 
 
 def _remembered(folder: Path) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _check_settings(llm: str, data: DataConfig) -> None:
 
 def _load_llm(settings: LanguageModelConfig, mesh: Mesh) -> Tower:
     quantization = cast(Quantization, settings.quantization)
-    return load_tower(settings.path, kind="llama", dtype=settings.dtype, quantization=quantization, mesh=mesh)
+    return load_tower(settings.path, role="llm", dtype=settings.dtype, quantization=quantization, mesh=mesh)
 
 
 def _begin_adapter(start: str, music: RunMusic, llm: Tower, seed: int) -> LoadedAdapter:

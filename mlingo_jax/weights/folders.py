@@ -18,6 +18,7 @@ from mlingo_jax.models.llama_config import FAMILIES
 from mlingo_jax.runs.folder import run_of
 from mlingo_jax.weights.checkpoints import no_gguf, what_it_is
 
+TowerKindName = Literal["mert", "llama"]
 Kind = Literal["mert", "llama", "adapter", "musilingo"]
 Layout = Literal["torch", "jax", "run"]
 

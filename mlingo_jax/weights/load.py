@@ -3,7 +3,7 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from mlingo_jax.weights.checksum import weights_checksums
 from mlingo_jax.weights.folders import find
 from mlingo_jax.weights.keymap import Parameter, parameters
 from mlingo_jax.weights.tensors import Tensor
-from mlingo_jax.weights.towers import OpenTower, TowerName, open_tower
+from mlingo_jax.weights.towers import OpenTower, Role, open_tower
 from mlingo_jax.wording import counted
 
 ROUNDED = jnp.bfloat16
@@ -35,7 +35,7 @@ class Tower:
     """A frozen tower on its devices.
 
     Attributes:
-        kind: "mert" or "llama".
+        role: what it is in a MusiLingo.
         folder: where its tokenizer or preprocessor files are.
         config: its architecture.
         graphdef: the static half of the network; `nnx.merge(graphdef, nnx.State(params))` is the network.
@@ -45,7 +45,7 @@ class Tower:
             bfloat16.
     """
 
-    kind: TowerName
+    role: Role
     folder: Path
     config: Any
     graphdef: nnx.GraphDef
@@ -65,7 +65,7 @@ class LoadedAdapter:
 def load_tower(
     source: str | Path,
     *,
-    kind: Literal["mert", "llama"],
+    role: Role,
     dtype: DTypeLike,
     quantization: Quantization = "none",
     mesh: Mesh | None = None,
@@ -74,7 +74,7 @@ def load_tower(
 
     Args:
         source: a Hugging Face folder, one that `conversion.to_jax` wrote, a MusiLingo folder, or a hub id.
-        kind: which of the two.
+        role: which of the two; of which kind it is, its config.json says.
         dtype: what the parameters are kept in.
         quantization: of a language model, what its projections are kept in instead; made as they are read.
         mesh: where they go (see `models.partition`); None for the default device.
@@ -82,10 +82,10 @@ def load_tower(
     Raises:
         UserError: see `open_with_files`; a size of the tower does not divide over the mesh; or weights are not finite.
     """
-    tower, files = open_with_files(source, kind)
+    tower, files = open_with_files(source, role)
     dtype, integer = jnp.dtype(dtype), INTEGERS.get(quantization)
     make = partial(tower.kind.model, tower.config, dtype=dtype)
-    if kind == "llama":
+    if role == "llm":
         make = partial(make, quantization=quantization, stacked=stacks_layers(mesh))
     # Not the opened tower's network, which is a float32 one: an encoder computes in the dtype that it was made with.
     model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
@@ -100,19 +100,19 @@ def load_tower(
         "config": tower.config_hash(),
         "weights": checksum,
         "dtype": dtype.name,
-        **({"quantization": quantization} if kind == "llama" else {}),
+        **({"quantization": quantization} if role == "llm" else {}),
         **({"rounded": rounded[0]} if rounded else {}),
     }
-    return Tower(kind, files, tower.config, nnx.graphdef(model), params, identity)
+    return Tower(role, files, tower.config, nnx.graphdef(model), params, identity)
 
 
-def open_with_files(source: str | Path, kind: TowerName) -> tuple[OpenTower, Path]:
+def open_with_files(source: str | Path, role: Role) -> tuple[OpenTower, Path]:
     """A tower whose weights have not been read, and the folder of its config and tokenizer or preprocessor.
 
     Raises:
         UserError: it has no such files (a released MusiLingo), and what `mlingo_jax.weights.towers.open_tower` raises.
     """
-    tower = open_tower(find(source), kind)
+    tower = open_tower(find(source), role)
     if tower.files is None:
         raise UserError(
             f"{source}: has no config and tokenizer of its towers; run python -m conversion.to_jax on it first"

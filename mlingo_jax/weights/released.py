@@ -94,8 +94,8 @@ class PartLayout:
 
 
 PARTS = {
-    "mert": PartLayout("model.audio_encoder.", "audio_encoder", "mert"),
-    "llama": PartLayout("model.llama_model.", "llama_model", "llm"),
+    "encoder": PartLayout("model.audio_encoder.", "audio_encoder", "mert"),
+    "llm": PartLayout("model.llama_model.", "llama_model", "llm"),
     "adapter": PartLayout("model.", "", "adapter"),
 }
 ADAPTER = ("model.llama_proj.weight", "model.llama_proj.bias")
@@ -111,13 +111,13 @@ class Part:
     tensors: dict[str, Tensor]
 
 
-def read_part(folder: Path, name: Literal["mert", "llama"]) -> Part:
+def read_part(folder: Path, role: Literal["encoder", "llm"]) -> Part:
     """One tower of a released MusiLingo folder.
 
     Raises:
         UserError: the shards are broken, hold tensors of no part, or the config needed is neither there nor published.
     """
-    layout = PARTS[name]
+    layout = PARTS[role]
     tensors = {
         key.removeprefix(layout.prefix): tensor
         for key, tensor in read_released(folder).items()
@@ -126,7 +126,7 @@ def read_part(folder: Path, name: Literal["mert", "llama"]) -> Part:
     files = folder / layout.files
     if files.is_dir():
         return Part(files, files, read_json(files / "config.json"), tensors)
-    return Part(folder, None, _published(folder, name), tensors)
+    return Part(folder, None, _published(folder, role), tensors)
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
@@ -142,28 +142,28 @@ def read_released(folder: Path) -> dict[str, Tensor]:
         UserError: listing those that belong to no part.
     """
     tensors = read_checkpoint(folder)
-    towers = (PARTS["mert"].prefix, PARTS["llama"].prefix)
+    towers = (PARTS["encoder"].prefix, PARTS["llm"].prefix)
     if left_over := [name for name in tensors if not name.startswith(towers) and name not in ADAPTER]:
         raise UserError(f"{folder}: tensors that are no part of MusiLingo:\n  " + "\n  ".join(left_over))
     return tensors
 
 
-def write_files(name: Literal["mert", "llama"], values: Mapping[str, Any], folder: Path) -> None:
+def write_files(role: Literal["encoder", "llm"], values: Mapping[str, Any], folder: Path) -> None:
     """Writes the files that the published layout lacks for a tower: its config, and the encoder's preprocessor."""
     write_json(folder / "config.json", values)
-    if name == "mert":
+    if role == "encoder":
         write_json(folder / "preprocessor_config.json", MERT_330M_PREPROCESSOR)
 
 
-def _published(folder: Path, name: Literal["mert", "llama"]) -> Mapping[str, Any]:
+def _published(folder: Path, role: Literal["encoder", "llm"]) -> Mapping[str, Any]:
     values = read_json(folder / "config.json")
-    if name == "llama":
+    if role == "llm":
         return {**LLAMA_1, **{key: values[key] for key in LLAMA_KEYS if key in values}}
     encoder = str(values.get("mert_model"))
     if Path(encoder).name != "MERT-v1-330M":
         raise UserError(
             f"{folder / 'config.json'}: mert_model is {encoder}, but only MERT-v1-330M's config is known by its name; "
-            f"copy the encoder's config.json and preprocessor_config.json to {folder / PARTS['mert'].files}"
+            f"copy the encoder's config.json and preprocessor_config.json to {folder / PARTS['encoder'].files}"
         )
     return MERT_330M
 

@@ -16,34 +16,38 @@ from flax import nnx
 
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import read_json
+from mlingo_jax.models.encoder import EncoderArchitecture
 from mlingo_jax.models.llama import Llama
 from mlingo_jax.models.llama_config import LlamaConfig
-from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.models.mert import Mert
+from mlingo_jax.models.mert_config import MertConfig
 from mlingo_jax.weights import llama, mert, released
 from mlingo_jax.weights.checkpoints import read_checkpoint
 from mlingo_jax.weights.delta import add_delta, is_delta
-from mlingo_jax.weights.folders import RECORD, Found, carry, find, identify
+from mlingo_jax.weights.folders import MODEL_TYPES, RECORD, Found, TowerKindName, carry, find, identify
 from mlingo_jax.weights.keymap import Entry, Rule, check, entries, parameters, to_flax, to_torch
 from mlingo_jax.weights.naming import Names, Naming, canonical, drop_copies, spell
 from mlingo_jax.weights.tensors import Tensor, Tensors
 
-TowerName = Literal["mert", "llama"]
+Role = Literal["encoder", "llm"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerKind:
-    """What tells one tower from the other.
+    """A kind of tower: what differs between kinds stands here, and in the modules it names.
 
     Attributes:
         name: the kind, as in `conversion.json`.
-        config: reads config.json.
+        role: what it is in a MusiLingo.
+        architecture: reads config.json.
         model: the network, made of a config.
         rules: its table of names and layouts.
         names: how PyTorch's names may differ from the table's.
     """
 
-    name: TowerName
-    config: Callable[[Mapping[str, Any], str], MertConfig | LlamaConfig]
+    name: TowerKindName
+    role: Role
+    architecture: type[MertConfig] | type[LlamaConfig]
     model: Callable[..., nnx.Module]
     rules: tuple[Rule, ...]
     names: Names
@@ -51,14 +55,16 @@ class TowerKind:
 
 MERT = TowerKind(
     name="mert",
-    config=MertConfig.from_json,
+    role="encoder",
+    architecture=MertConfig,
     model=Mert,
     rules=mert.RULES,
     names=Names(anchor="feature_projection.projection.weight", inner="", prefixes=("", "hubert."), copies={}),
 )
 LLAMA = TowerKind(
     name="llama",
-    config=LlamaConfig.from_json,
+    role="llm",
+    architecture=LlamaConfig,
     model=Llama,
     rules=llama.RULES,
     names=Names(
@@ -68,7 +74,9 @@ LLAMA = TowerKind(
         copies={"lm_head.weight": "model.embed_tokens.weight"},
     ),
 )
-KINDS: dict[TowerName, TowerKind] = {"mert": MERT, "llama": LLAMA}
+KINDS: dict[TowerKindName, TowerKind] = {"mert": MERT, "llama": LLAMA}
+# In messages.
+ROLES: Mapping[Role, str] = {"encoder": "an encoder", "llm": "a language model"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +99,7 @@ class OpenTower:
     source: Path
     files: Path | None
     values: Mapping[str, Any]
-    config: MertConfig | LlamaConfig
+    config: Any
     model: nnx.Module
     entries: list[Entry]
     tensors: dict[str, Tensor]
@@ -109,7 +117,7 @@ class OpenTower:
     def write_files(self, folder: Path) -> None:
         """Writes the files that go along with the weights: config.json, tokenizer, preprocessor."""
         if self.files is None:
-            released.write_files(self.kind.name, self.values, folder)
+            released.write_files(self.kind.role, self.values, folder)
         else:
             carry(self.files, folder)
 
@@ -118,27 +126,57 @@ class OpenTower:
         return sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()
 
 
-def open_tower(source: Path, name: TowerName, base: str | Path | None = None) -> OpenTower:
+def read_architecture(values: Mapping[str, Any], source: str, role: Role) -> Any:
+    """The architecture that a tower's config.json describes, by its `model_type`; `source` is its name, for messages.
+
+    Raises:
+        UserError: the model is of no kind that is built here, or has another role.
+    """
+    return _kind(values, source, role).architecture.from_json(values, source)
+
+
+def network(architecture: EncoderArchitecture | LlamaConfig) -> Callable[..., nnx.Module]:
+    """The network of an architecture: called with it, a dtype and rngs, it is made."""
+    return next(kind.model for kind in KINDS.values() if isinstance(architecture, kind.architecture))
+
+
+def open_tower(source: Path, role: Role, base: str | Path | None = None) -> OpenTower:
     """Opens a tower in any of its layouts; `base` is the LLaMA folder under a Vicuna delta.
+
+    Of which kind it is, its config.json says.
 
     Raises:
         UserError: the folder holds something else, a weight file is broken, the config asks for what is not built here,
             or tensors are missing, left over or of the wrong shape (all are listed).
     """
-    kind, found = KINDS[name], identify(source)
-    if found.kind not in (name, "musilingo") or found.layout == "run":
-        raise UserError(f"{source}: holds {_describe(found)}, expected a {name} model")
+    found = identify(source)
     if found == Found("musilingo", "jax"):
-        return open_tower(source / released.PARTS[name].folder, name)
+        return open_tower(source / released.PARTS[role].folder, role)
+    if found == Found("musilingo", "torch"):
+        part = released.read_part(source, role)
+        kind = _kind(part.values, str(part.source), role)
+        return _open_torch(kind, part.source, part.files, part.values, part.tensors, base)
+    kind = None if found.layout == "run" else next((k for k in KINDS.values() if k.name == found.kind), None)
+    if kind is None or kind.role != role:
+        raise UserError(f"{source}: holds {_describe(found)}, expected {ROLES[role]}")
     if found.layout == "jax":
         return _open_converted(source, kind)
-    if found.kind == "musilingo":
-        part = released.read_part(source, name)
-        return _open_torch(kind, part.source, part.files, part.values, part.tensors, base)
     values = read_json(source / "config.json")
     # What is not built here is told by its name before its tensors are looked at.
-    kind.config(values, str(source / "config.json"))
+    kind.architecture.from_json(values, str(source / "config.json"))
     return _open_torch(kind, source, source, values, read_checkpoint(source), base)
+
+
+def _kind(values: Mapping[str, Any], source: str, role: Role) -> TowerKind:
+    """The kind of a tower with this config.json."""
+    model_type = values.get("model_type")
+    found = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
+    kind = next((kind for kind in KINDS.values() if kind.name == found), None)
+    if kind is None or kind.role != role:
+        known = ", ".join(name for name, kind in MODEL_TYPES.items() if kind in KINDS and KINDS[kind].role == role)
+        found = str(model_type)[:80]
+        raise UserError(f"{source}: model_type is {found!r}, expected that of {ROLES[role]}: one of {known}")
+    return kind
 
 
 def _describe(found: Found) -> str:
@@ -179,7 +217,7 @@ def _open_torch(
 
 
 def _build(kind: TowerKind, values: Mapping[str, Any], source: Path) -> tuple[Any, nnx.Module, list[Entry]]:
-    config = kind.config(values, str(source))
+    config = kind.architecture.from_json(values, str(source))
     model = nnx.eval_shape(lambda: kind.model(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     return config, model, entries(kind.rules, parameters(model))
 
