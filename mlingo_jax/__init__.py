@@ -1,5 +1,7 @@
-"""MusiLingo in JAX: a frozen MERT encoder, a trained linear adapter, and a frozen LLaMA that answers questions about
-music."""
+"""MusiLingo in JAX: it answers questions about music.
+
+A frozen MERT encoder, a trained linear adapter, and a frozen LLaMA.
+"""
 
 import os
 from typing import TYPE_CHECKING

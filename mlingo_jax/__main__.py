@@ -18,6 +18,7 @@ COMMANDS = {
 
 
 def main() -> None:
+    """The command."""
     words = sys.argv[1:]
     if "--version" in words:
         print(VERSION)

@@ -33,6 +33,7 @@ LIKE: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
+    """The command; its exit status."""
     arguments = _parse()
     from mlingo_jax.captioning.catalogue import Sidecars, answer_catalogue
     from mlingo_jax.inference.answer_file import check_output

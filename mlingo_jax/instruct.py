@@ -33,6 +33,7 @@ _STRUCTURED = ("auto", "schema", "object", "text")
 
 
 def main() -> None:
+    """The command."""
     arguments = _parser().parse_args()
     _require_sound(arguments)
     _require_extra()

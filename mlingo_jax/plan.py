@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """The command."""
     argv = sys.argv[1:]
     flags, rest = parser().parse_known_args(argv)
     config = read_config([*([f"--config={flags.config}"] if flags.config else []), *rest])

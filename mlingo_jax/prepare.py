@@ -18,6 +18,7 @@ from mlingo_jax.settings import DTYPES, MIXDOWNS, RESAMPLINGS, AdapterSettings, 
 
 
 def main() -> None:
+    """The command."""
     from absl import logging
 
     # TFDS warns of every config that is not in its own list.

@@ -13,6 +13,7 @@ from mlingo_jax.settings import Config
 
 
 def main() -> None:
+    """The command."""
     argv = sys.argv[1:]
     if any(word in HELP for word in argv):
         print(describe(argv))

@@ -176,8 +176,10 @@ def number(values: Mapping[str, Any], name: str, where: str) -> float | None:
 
 
 def rate(values: Mapping[str, Any], where: str) -> int | None:
-    """The reference implementation's `sampling_rate` in Hz, if it is there. Raises UserError if it is no positive whole
-    number."""
+    """The reference implementation's `sampling_rate` in Hz, if it is there.
+
+    Raises UserError if it is no positive whole number.
+    """
     value = number(values, "sampling_rate", where)
     if value is not None and (value <= 0 or value != int(value)):
         raise UserError(f'{where}: expected a positive whole number in "sampling_rate", found {_show(value)}')

@@ -11,8 +11,9 @@ _ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
 
 
 def turns(values: Mapping[str, Any], name: str, where: str) -> Iterator[tuple[str, str]]:
-    """The (question, answer) pairs of the list `name` of {"from", "value"}; each stands by itself, without the earlier
-    ones. Placeholders for the music are taken out of the questions.
+    """The (question, answer) pairs of the list `name` of {"from", "value"}.
+
+    Each stands by itself, without the earlier ones. Placeholders for the music are taken out of the questions.
 
     Raises UserError if human and model do not take turns, or a text is missing.
     """

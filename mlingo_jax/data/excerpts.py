@@ -11,8 +11,10 @@ from jaxtyping import Float32
 
 
 def drawn_start(seed: int, number: int, clip: str, starts: int) -> int:
-    """One of `starts` positions: with h the first 8 bytes (big endian) of the SHA-256 of "SEED:NUMBER:CLIP" (UTF-8),
-    floor(h starts / 2^64)."""
+    """One of `starts` positions, floor(h starts / 2^64).
+
+    h is the first 8 bytes (big endian) of the SHA-256 of "SEED:NUMBER:CLIP" (UTF-8).
+    """
     digest = hashlib.sha256(f"{seed}:{number}:{clip}".encode()).digest()
     return int.from_bytes(digest[:8], "big") * starts >> 64
 

@@ -61,8 +61,10 @@ class _Names:
 def read_entries(
     path: Path, *, unmarked: Split | None = None, split_of: dict[str, Entry] | None = None
 ) -> Iterator[Entry]:
-    """Reads a jsonl, a json list or a csv: {"audio", "question", "answer"} or {"audio", "conversations"}, and perhaps
-    "split" ("train" or "eval"; `unmarked` where nothing is said). Fields that nobody asked for are no harm.
+    """Reads a jsonl, a json list or a csv.
+
+    An entry is {"audio", "question", "answer"} or {"audio", "conversations"}, and perhaps "split" ("train" or "eval";
+    `unmarked` where nothing is said). Fields that nobody asked for are no harm.
 
     split_of: the first entry of each clip, where several manifests are read one after the other.
 
@@ -88,8 +90,10 @@ def read_entries(
 
 
 def read_manifest(path: str | Path, *, encoded: Container[str] = ()) -> list[Example]:
-    """The manifest's examples. Audio paths are relative to it; all audio must exist, but that of clips in `encoded`:
-    those whose features are cached.
+    """The manifest's examples.
+
+    Audio paths are relative to it; all audio must exist, but that of clips in `encoded`: those whose features are
+    cached.
 
     Raises UserError as `read_entries`, and for audio files that are missing.
     """

@@ -28,8 +28,10 @@ def is_music_qa_evaluation(path: str) -> bool:
 
 
 def plain_id(clip: str) -> str:
-    """An id without what sets write around it: `48/1004048.low.mp3`, `track_1004048` and `1004048` are one track;
-    MusicBench's `data_aug2/-0Gj8-vB1q4_1.wav` is a clip of MusicCaps.
+    """An id without what sets write around it.
+
+    `48/1004048.low.mp3`, `track_1004048` and `1004048` are one track; MusicBench's `data_aug2/-0Gj8-vB1q4_1.wav` is a
+    clip of MusicCaps.
     """
     if found := _JAMENDO_NAME.fullmatch(clip) or _MUSIC_BENCH_NAME.fullmatch(clip):
         return found[1]

@@ -32,8 +32,9 @@ _MUSIC_OPENS, _MUSIC_CLOSES = "<Audio>", "</Audio>"
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """How a question is put to the language model, and how an answer ends. The defaults are the reference
-    implementation's stage 2.
+    """How a question is put to the language model, and how an answer ends.
+
+    The defaults are the reference implementation's stage 2.
 
     template: has one `{}`, which takes the music and the question; empty for no prompt (stage 1, no question).
     end_symbol: ends every answer while training.

@@ -25,7 +25,9 @@ MULTIPLE = 16
 
 @dataclasses.dataclass(frozen=True)
 class ExampleStatistics:
-    """Of each example: its clip, as a place in `clips`; its row's length without the music; whether its answer is cut;
+    """What is counted of examples before a run.
+
+    Of each example: its clip, as a place in `clips`; its row's length without the music; whether its answer is cut;
     whether a stop text stands in it; and a hash of its clip's name and its texts.
 
     clips: every clip once, with its audio, as they are met. first_stop: where the first stop text stands, in words.

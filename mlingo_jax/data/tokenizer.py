@@ -179,8 +179,10 @@ def _name_begin(
     folder: Path,
     sentencepiece: SentencePieceProcessor | None,
 ) -> None:
-    """Sets the begin-of-sequence token where tokenizer_config.json does not name it: the SentencePiece model's own,
-    else that of config.json. A null there means that there is none."""
+    """Sets the begin-of-sequence token where tokenizer_config.json does not name it.
+
+    It is the SentencePiece model's own, else that of config.json. A null there means that there is none.
+    """
     if tokenizer.bos_token or ("bos_token" in stated and stated["bos_token"] is None):
         return
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}

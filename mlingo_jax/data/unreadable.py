@@ -44,7 +44,9 @@ class Unreadable:
     def __init__(
         self, clips: int, max_bad_fraction: float, say: Callable[[str], None], known: Iterable[str], folder: Path
     ):
-        """clips: of the run. say: where each bad clip is named, once. known: reasons told before, as `share` gave.
+        """Begins with what is known already.
+
+        clips: of the run. say: where each bad clip is named, once. known: reasons told before, as `share` gave.
         folder: the run's, for the list of all of them.
         """
         self._clips, self._most, self._say, self._folder = clips, max_bad_fraction, say, folder

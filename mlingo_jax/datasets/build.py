@@ -37,7 +37,9 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """min_share: of all clips, the share that must be usable. tolerance: by how many seconds a clip's length may differ
+    """How a dataset is built.
+
+    min_share: of all clips, the share that must be usable. tolerance: by how many seconds a clip's length may differ
     from its annotation's. workers: threads. beam: options of a Beam pipeline, or None to build here.
     """
 
@@ -49,8 +51,10 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
-    """What the annotations ask for: for each clip what its file may be called, its length, its rate, and its examples
-    in each split; and all examples of each split.
+    """What the annotations ask for.
+
+    For each clip what its file may be called, its length, its rate, and its examples in each split; and all examples
+    of each split.
     """
 
     names: dict[str, tuple[str, ...]]

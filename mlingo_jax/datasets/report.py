@@ -17,7 +17,9 @@ _STATUSES: tuple[str, ...] = get_args(Status)
 
 @dataclass(frozen=True)
 class Report:
-    """clips: how many of each status. duplicated: clips whose audio is, byte for byte, also another's (they are kept).
+    """What came of a build.
+
+    clips: how many of each status. duplicated: clips whose audio is, byte for byte, also another's (they are kept).
     noted: clips that are used and of which there is something to say. seconds: of audio there. annotated, kept:
     examples of each split before and after clips were left out. published: examples of each split ("" for all) as
     published.
@@ -82,8 +84,10 @@ def reports_folder(data_dir: Path, dataset: str) -> Path:
 
 
 def write_report(folder: Path, report: Report, checks: Sequence[Checked]) -> None:
-    """Writes report.json, missing.txt (an id a line), bad_clips.jsonl (with reasons), duplicates.jsonl (groups),
-    notes.jsonl (of clips that are used).
+    """Writes the report and its lists.
+
+    report.json, missing.txt (an id a line), bad_clips.jsonl (with reasons), duplicates.jsonl (groups), notes.jsonl (of
+    clips that are used).
 
     Raises UserError if the folder cannot be written.
     """

@@ -24,8 +24,10 @@ def other_questions(choices: Sequence[Choice], seed: int = 0) -> Int[np.ndarray,
 
 
 def score_likelihoods(choices: Sequence[Choice], scores: Mapping[str, Scores]) -> dict[str, Scored]:
-    """Statistics of the share of right answers, taking each time the option of the greatest likelihood
-    (`choice.likelihood`), of that per token, and of that corrected by the option's likelihood without music.
+    """Statistics of the share of right answers, taking each time the likeliest option.
+
+    By its likelihood (`choice.likelihood`), by that per token, and by that corrected by the option's likelihood without
+    music.
 
     scores: with the clip's own music, with another clip's (each metric's shuffled floor) and with none. Where the
     options come in several orders, most of them decide. Further floors: the option that is likeliest without music,

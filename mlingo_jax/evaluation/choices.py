@@ -53,8 +53,11 @@ Rule = Callable[[str, Sequence[str]], int | None]
 
 
 def muchomusic_rule(output: str, options: Sequence[str]) -> int | None:
-    """MuChoMusic's: the only one of the capitals A to D that occurs anywhere in the text, or else the first option
-    whose text occurs. A sentence that starts with "A" names option A."""
+    """MuChoMusic's rule.
+
+    The only one of the capitals A to D that occurs anywhere in the text, or else the first option whose text occurs. A
+    sentence that starts with "A" names option A.
+    """
     said = output.split(_LAST_WORDS)[-1].strip()
     letters = set("ABCD").intersection(said)
     if len(letters) == 1:
@@ -63,8 +66,11 @@ def muchomusic_rule(output: str, options: Sequence[str]) -> int | None:
 
 
 def rul_rule(output: str, options: Sequence[str]) -> int | None:
-    """RUListening's: the last [[letter]]; or a letter after words of choosing; or (letter) or "option letter"; or the
-    first option whose text occurs."""
+    """RUListening's rule.
+
+    The last [[letter]]; or a letter after words of choosing; or (letter) or "option letter"; or the first option whose
+    text occurs.
+    """
     if found := re.findall(r"\[\[([A-E])\]\]", output):
         return _within(LETTERS.index(found[-1]), options)
     if found := re.findall(rf"(?:{_RUL_VERBS}) ([A-E])\b", output, re.IGNORECASE):
@@ -106,8 +112,10 @@ RULES: dict[str, Rule] = {"muchomusic": muchomusic_rule, "rul": rul_rule, "mmau"
 def score_choices(
     choices: Sequence[Choice], baselines: Mapping[str, Sequence[Choice]] | None = None
 ) -> dict[str, Scored]:
-    """Statistics of the share of right answers, by each benchmark's rule (`choice.text`) and by the strict one
-    (`choice.text_strict`), and of answers that name an option at all (`choice.followed`).
+    """Statistics of the share of right answers.
+
+    By each benchmark's rule (`choice.text`) and by the strict one (`choice.text_strict`); and of the share of answers
+    that name an option at all (`choice.followed`).
 
     Their floors encode nothing: the same positions chosen for other questions with as many options (shuffled), the
     longest option, the first one, and a random one (exactly). Where a question was put several times, most passes

@@ -1,5 +1,7 @@
-"""CMI-Bench's files (Ma et al. 2025): its instructions, which become questions here, and the results that its evaluator
-reads, which are written here."""
+"""CMI-Bench's files (Ma et al. 2025).
+
+Its instructions become questions here, and the results that its evaluator reads are written here.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,8 +26,11 @@ _OURS = {"music_caps": "MusicCaps", "song_describer": "SDD"}
 
 
 class Instruction(NamedTuple):
-    """A question of an instruction file. audio: the file's path in the benchmark; start, end: the part that is meant,
-    in s, to the audio's end if that is None."""
+    """A question of an instruction file.
+
+    audio: the file's path in the benchmark; start, end: the part that is meant, in s, to the audio's end if that is
+    None.
+    """
 
     audio: str
     start: float

@@ -58,8 +58,10 @@ def beat_scores(
 
 
 def technique_frames(text: str) -> Bool[np.ndarray, "F L"]:
-    """In which frames of ten seconds each technique sounds. As in the benchmark, the first of the list's events counts
-    and no other; what cannot be read is no technique."""
+    """In which frames of ten seconds each technique sounds.
+
+    As in the benchmark, the first of the list's events counts and no other; what cannot be read is no technique.
+    """
     frames = np.zeros((_SECONDS * _RATE, len(TECHNIQUES)), bool)
     event = _first_event(text)
     if event is None:

@@ -80,8 +80,10 @@ def key_score(pairs: Pairs, resources: Resources) -> Statistics:
 
 
 def word_errors(pairs: Pairs, resources: Resources) -> Statistics:
-    """`cmi.wer` and `cmi.cer`, by jiwer, of lyrics without their introduction and punctuation; the mean over answers.
-    Less is better."""
+    """`cmi.wer` and `cmi.cer`, by jiwer, of lyrics without their introduction and punctuation.
+
+    The mean over answers; less is better.
+    """
     jiwer = require_package("jiwer")
     num2words = require_package("num2words").num2words
     answers = [_plain_lyrics(_without_introduction(text), num2words) for text in pairs.texts]
@@ -102,8 +104,10 @@ def beats(pairs: Pairs, resources: Resources) -> Statistics:
 
 
 def techniques(pairs: Pairs, resources: Resources) -> Statistics:
-    """`cmi.micro_f1` and `cmi.macro_f1`'s statistics (`micro_f1`, `macro_f1`): hits, false alarms and misses of each
-    technique, in frames of 10 ms."""
+    """`cmi.micro_f1` and `cmi.macro_f1`'s statistics (`micro_f1`, `macro_f1`).
+
+    Hits, false alarms and misses of each technique, in frames of 10 ms.
+    """
     frames = [sequences.technique_frames(text) for text in pairs.texts]
     counted = [
         sequences.frame_counts(frames[r], frames[a]) for a, r in zip(pairs.answers, pairs.references, strict=True)

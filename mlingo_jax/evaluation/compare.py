@@ -144,8 +144,11 @@ def _shared(systems: Sequence[Sequence[Answer]]) -> list[list[int]]:
 
 
 def _keys(answers: Sequence[Answer]) -> list[Key]:
-    """Clip, question, reference, and the how-many-eth of equal ones. Clips go by their file's name, so that systems may
-    have their audio in different folders, unless two clips have the same."""
+    """Clip, question, reference, and the how-many-eth of equal ones.
+
+    Clips go by their file's name, so that systems may have their audio in different folders, unless two clips have the
+    same.
+    """
     clips = {answer.clip for answer in answers}
     stems = {clip: PurePosixPath(clip).stem for clip in clips}
     named = stems if len(set(stems.values())) == len(clips) else {clip: clip for clip in clips}

@@ -16,8 +16,10 @@ from mlingo_jax.wording import counted
 
 
 def read_references(wanted: str, data_dir: str | Path) -> list[Answer]:
-    """The questions and true answers of a manifest (the part held out, where it says so), of CMI-Bench's instructions
-    (the test split), or of DATASET:SPLIT, several of them separated by commas.
+    """The questions and true answers of a manifest, of CMI-Bench's instructions or of DATASET:SPLIT.
+
+    Of a manifest the part held out, where it says so; of the instructions the test split; several datasets are
+    separated by commas.
 
     Raises:
         UserError: the file is not a manifest, or the dataset is not prepared.

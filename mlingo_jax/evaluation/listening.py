@@ -37,8 +37,10 @@ class Pairing:
 
 @dataclasses.dataclass(frozen=True)
 class Listened:
-    """What was measured of a model besides its answers: by metric, why other metrics are missing, and what the numbers
-    depend on."""
+    """What was measured of a model besides its answers.
+
+    By metric; why other metrics are missing; and what the numbers depend on.
+    """
 
     scored: dict[str, Scored]
     missing: dict[str, str]
@@ -68,8 +70,10 @@ class Groups:
 
 
 def group(examples: Sequence[Answer], candidates: int = CANDIDATES, seed: int = 0) -> Groups:
-    """Deals the examples of each question into groups of K about different clips, equal answers into different groups
-    where that can be."""
+    """Deals the examples of each question into groups of K about different clips.
+
+    Equal answers come into different groups where that can be.
+    """
     alike: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for i, example in enumerate(examples):
         alike[example.source, example.question].append(i)
@@ -140,8 +144,10 @@ def retrieval_pairings(groups: Groups) -> list[Pairing]:
 
 
 def nll_statistics(examples: Sequence[Answer], likelihoods: Likelihoods, silence: bool) -> dict[str, Scored]:
-    """`nll.own`, `nll.other`, `nll.silence`, `nll.none`: (nats, tokens) of each answer; each with another clip's music
-    as its floor."""
+    """`nll.own`, `nll.other`, `nll.silence`, `nll.none`: (nats, tokens) of each answer.
+
+    Each has another clip's music as its floor.
+    """
     others = other_clips(examples).tolist()
     musics: dict[str, list[Pairing]] = {
         OWN: [Pairing(i, i) for i in range(len(examples))],
@@ -154,8 +160,10 @@ def nll_statistics(examples: Sequence[Answer], likelihoods: Likelihoods, silence
 
 
 def retrieval_statistics(examples: Sequence[Answer], likelihoods: Likelihoods, groups: Groups) -> dict[str, Scored]:
-    """`retrieval.answer`, `retrieval.answer_pmi` (corrected by what the answers' likelihoods are without music) and
-    `retrieval.clip`: how often the likeliest is the true one, equals sharing it.
+    """How often the likeliest answer, or clip, is the true one, equals sharing it.
+
+    `retrieval.answer`, `retrieval.answer_pmi` (corrected by what the answers' likelihoods are without music) and
+    `retrieval.clip`.
 
     Floors: the same places chosen for other clips (shuffled), the likeliest answer without music (none), chance.
     Examples of questions about fewer than K clips count in none.

@@ -166,10 +166,12 @@ def _noted(counts: Mapping[str, int]) -> str:
 
 
 def percent(value: float) -> str:
+    """A share in percent, with a second decimal where it is small."""
     return f"{100 * value:.1f}" if abs(value) >= 0.01 or value == 0 else f"{100 * value:.2f}"
 
 
 def brackets(interval: Sequence[float]) -> str:
+    """An interval of shares, in percent."""
     return f"[{percent(interval[0])}, {percent(interval[1])}]"
 
 

@@ -77,8 +77,10 @@ def _query(pair: Pairing, examples: Sequence[Answer]) -> Query:
 
 
 def measure_choices(model: Model, choices: Sequence[Choice], kept: Kept) -> Listened:
-    """Multiple choice by the options' likelihoods (`mlingo_jax.evaluation.choice_likelihood`), each option as the
-    answer to the question with all options, with the clip's own music, with another clip's and without.
+    """Multiple choice by the options' likelihoods (`mlingo_jax.evaluation.choice_likelihood`).
+
+    Each option is taken for the answer to the question with all options, with the clip's own music, with another
+    clip's and without.
 
     Raises:
         UserError: the questions are about too few clips; or as `find_likelihoods`.

@@ -180,8 +180,10 @@ def _require_encoder(adapter: str | Path | None, sources: Sources, identity: Map
 def _find_cache(
     caches: Sequence[Path], clips: Mapping[str, Audio], sources: Sources, per_layer: bool
 ) -> FeatureSpec | None:
-    """How the features of the first cache were made that fits the model and holds all clips, as their audio is now;
-    the same on all processes."""
+    """How the features of the first cache were made that fits the model and holds all clips, as their audio is now.
+
+    The same on all processes.
+    """
     found = next((n for n, f in enumerate(caches) if _holds(f, clips, sources, per_layer)), None) if is_primary() else 0
     number = broadcast(found)
     return None if number is None else _spec_of(caches[number], sources)

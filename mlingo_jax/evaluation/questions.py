@@ -54,8 +54,10 @@ def find_questions(
     orders: int = 3,
     encoded: Container[str] = (),
 ) -> Questions:
-    """The questions of all that is wanted, each a manifest (its part that is held out, where it says so), a file of
-    CMI-Bench's instructions or of multiple choice, or DATASET:SPLIT of prepared datasets.
+    """The questions of all that is wanted.
+
+    Each is a manifest (its part that is held out, where it says so), a file of CMI-Bench's instructions or of multiple
+    choice, or DATASET:SPLIT of prepared datasets.
 
     Args:
         wanted: as above. data_dir: of the prepared datasets. audio: the folder of the benchmarks' audio.

@@ -83,8 +83,9 @@ def fill_cache(
 
 
 def find_encoded(clips: Mapping[str, Audio], folder: Path) -> tuple[list[bool], dict[str, str]]:
-    """Whether each clip's features are in a cache, and are those of its audio as it is now; and which are meant where
-    other audio was encoded under its name as well (see `FeatureCache`).
+    """Whether each clip's features are in a cache, and are those of its audio as it is now.
+
+    And which are meant where other audio was encoded under its name as well (see `FeatureCache`).
 
     Reads the audio files that may have changed since they were read last, and remembers that they have not.
     """
@@ -243,8 +244,10 @@ def _encode_batch(
 
 
 def _open_or_make(folder: Path, fingerprint: Fingerprint) -> FeatureCache:
-    """The cache in a folder, made if need be; shards that were never finished are removed, damaged
-    ones put aside."""
+    """The cache in a folder, made if need be.
+
+    Shards that were never finished are removed, damaged ones put aside.
+    """
     path = folder / FINGERPRINT
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
-"""Beam search, as transformers does it by default: length penalty 1 (the mean log-probability per token counts), and a
-row is done when its best running hypothesis has a lower mean than its worst finished one (early_stopping=False).
+"""Beam search, as transformers does it by default.
+
+The length penalty is 1 (the mean log-probability per token counts), and a row is done when its best running hypothesis
+has a lower mean than its worst finished one (early_stopping=False).
 
 Axes: B rows, K beams, P positions of the padded prompt, N positions for answer tokens, V vocabulary, E language-model
 width, A automaton states.

@@ -104,8 +104,10 @@ def answer_log_probs(
 
 
 def tokens_read(prompt: Prompt, asked: Sequence[tuple[str, Sequence[str], int]]) -> tuple[int, int]:
-    """The tokens that are read for these (question, answers, music tokens), each prompt once, and as many as it would
-    be with every answer by itself."""
+    """The tokens that are read for these (question, answers, music tokens), each prompt once.
+
+    And as many as it would be with every answer by itself.
+    """
     texts = [(question, answer, music) for question, answers, music in asked for answer in answers]
     rows = iter(prompt.rows(texts))
     read = whole = 0

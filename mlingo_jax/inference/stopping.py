@@ -172,8 +172,9 @@ def _byte_transitions(stops: Sequence[bytes]) -> Int32[np.ndarray, "S 256"]:
 
 @functools.lru_cache(maxsize=4)
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
-    """What each token adds to the text after another token, as bytes; special tokens add nothing, but that
-    sentencepiece's unknown piece reads as ' ⁇ '.
+    """What each token adds to the text after another token, as bytes.
+
+    Special tokens add nothing, but that sentencepiece's unknown piece reads as ' ⁇ '.
 
     A token that is part of a character has no text of its own: its bytes are read from its name, '<0xE2>' in
     SentencePiece's notation, 'âĢ' in GPT-2's alphabet of bytes.

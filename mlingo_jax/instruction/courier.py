@@ -48,6 +48,7 @@ class Orders:
 
 
 def main() -> None:
+    """Reads its orders from stdin and carries them out."""
     orders = Orders.read(sys.stdin.readline())
     with contextlib.suppress(BrokenPipeError):
         try:

@@ -36,7 +36,9 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """How a server wants it written. structured: "schema" (response_format json_schema), "object" (json_object) or
+    """How a server wants it written.
+
+    structured: "schema" (response_format json_schema), "object" (json_object) or
     "text" (nothing: the form is in the prompt). limit: the field's name. seed, temperature: whether it takes them.
     """
 
@@ -78,7 +80,9 @@ class Dialect:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came of a request. problem: why there is no text to read, if so: "refused", "cut off", "unanswered", ...
+    """What came of a request.
+
+    problem: why there is no text to read, if so: "refused", "cut off", "unanswered", ...
     tokens: of the prompt and of the reply, as the server counted them, or else a quarter of their characters.
     """
 

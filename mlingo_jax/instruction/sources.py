@@ -62,8 +62,10 @@ def read_sources(source: str, *, data_dir: Path | None = None, fields: Sequence[
 
 
 def read_ids(path: Path) -> Iterator[str]:
-    """The ids in a list to exclude: a text file of an id a line, or a table of clips, of which those that are not for
-    training count. Raises UserError as `read_sources`.
+    """The ids in a list to exclude.
+
+    It is a text file of an id a line, or a table of clips, of which those that are not for training count. Raises
+    UserError as `read_sources`.
     """
     if path.suffix == ".txt":
         try:
@@ -103,8 +105,11 @@ def _read(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A list of objects, {"ann": [...]} as the reference implementation's MusicCaps, or JSON lines under this name, as
-    MusicBench."""
+    """The objects of a JSON file.
+
+    A list of them, {"ann": [...]} as the reference implementation's MusicCaps, or JSON lines under this name, as
+    MusicBench.
+    """
     with path.open("rb") as file:
         first = file.readline().strip()
     if first.startswith(b"{") and first.endswith(b"}"):

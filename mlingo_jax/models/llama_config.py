@@ -56,8 +56,11 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """LLaMA 3.1's: waves longer than the trained context / `low_factor` are slowed by `factor`, those shorter than the
-    trained context / `high_factor` are kept, those between are blended. `context` is in tokens."""
+    """LLaMA 3.1's scaling of RoPE.
+
+    Waves longer than the trained context / `low_factor` are slowed by `factor`, those shorter than the
+    trained context / `high_factor` are kept, those between are blended. `context` is in tokens.
+    """
 
     factor: float
     low_factor: float

@@ -127,8 +127,11 @@ def _by_parts(optimizer: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def plain_path(folder: Path) -> Iterator[Path]:
-    """A path of this folder that Orbax can use: it globs paths without escaping them, so that it would not find what
-    it has written where they look like a pattern; such a folder is reached by a link."""
+    """A path of this folder that Orbax can use.
+
+    It globs paths without escaping them, so that it would not find what it has written where they look like a pattern;
+    such a folder is reached by a link.
+    """
     if escape(str(folder)) == str(folder):
         yield folder
     else:
@@ -156,10 +159,12 @@ def _alone() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
+    """An error's first line, or what kind it is if it says nothing."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def files_of(folder: Path) -> list[Path]:
+    """A checkpoint's files, but those of its checksums."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and SUMS not in path.name)
 
 

@@ -191,8 +191,9 @@ def _size(path: Path) -> str:
 
 
 def _find_complete(spec: FeatureSpec, clips: Mapping[str, Audio]) -> tuple[bool, dict[str, str]]:
-    """Whether the features of all clips, as their audio is now, are cached and of this run's kind, as far as that is
-    seen without the encoder; and which are meant (`find_encoded`).
+    """Whether the features of all clips, as their audio is now, are cached and of this run's kind.
+
+    As far as that is seen without the encoder. And which are meant (`find_encoded`).
     """
     cache = encoded_clips(spec)
     if not isinstance(cache, FeatureCache) or not all(cache.encoded(list(clips))) or not is_own(spec, cache):

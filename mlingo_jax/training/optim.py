@@ -54,8 +54,10 @@ def with_opt_state(state: optax.OptState, named: Mapping[str, Any]) -> optax.Opt
 
 
 def decay_mask(params: Params) -> Params:
-    """True for the parameters that decay: matrices; never a bias, whatever its shape (the reference implementation's
-    rule)."""
+    """True for the parameters that decay: matrices.
+
+    Never a bias, whatever its shape: the reference implementation's rule.
+    """
     return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim >= 2 and path[-1].key != "bias", params)
 
 

@@ -22,8 +22,9 @@ class OtherClips:
 
 
 def others(clips: Sequence[int]) -> list[int] | None:
-    """For each example another one about another clip, about half of all examples further on; None if all are about
-    one clip.
+    """For each example another one about another clip, about half of all examples further on.
+
+    None if all are about one clip.
 
     clips: the number of each example's clip.
     """

@@ -46,8 +46,11 @@ def prompt_settings(prompt: PromptConfig) -> PromptSettings:
 
 
 def describe_data(statistics: ExampleStatistics, train: int, length: int, audio: str | None) -> dict[str, Any]:
-    """The numbers of examples, of which the first `train` are to train on, their fingerprint, the rows' length, and the
-    digest of the clips' audio."""
+    """What run.json says of the data.
+
+    The numbers of examples, of which the first `train` are to train on, their fingerprint, the rows' length, and the
+    digest of the clips' audio.
+    """
     numbers = {"train": train, "eval": len(statistics.clip) - train, "length": length}
     return {**numbers, "fingerprint": statistics.fingerprint(train), "audio": audio}
 

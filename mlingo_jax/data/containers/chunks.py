@@ -21,7 +21,9 @@ _CAF_PLAIN = {b"lpcm", b"alaw", b"ulaw"}
 
 @dataclass(frozen=True)
 class _Layout:
-    """name: bytes of a chunk's name. size: struct format of its size. whole: the size counts name and size. align: of
+    """How chunks lie in a file.
+
+    name: bytes of a chunk's name. size: struct format of its size. whole: the size counts name and size. align: of
     what follows.
     """
 
@@ -123,8 +125,10 @@ class _Chunks:
         return self._audio
 
     def container(self, name: str, data: _Audio, claimed: int | None, block: int, skipped: int = 0) -> Container:
-        """claimed: bytes of the chunk of audio, None if it does not say. block: bytes of a sample of all channels, 0
-        where they tell nothing. skipped: bytes of the chunk before its audio.
+        """What its chunks say.
+
+        claimed: bytes of the chunk of audio, None if it does not say. block: bytes of a sample of all channels, 0 where
+        they tell nothing. skipped: bytes of the chunk before its audio.
         """
         if claimed is None:
             left = (data.there - skipped) % block if block else 0

@@ -32,8 +32,10 @@ class _Page:
 
 @dataclass
 class _Link:
-    """A link of the chain. audio: the serial of its audio, and is_vorbis: what it is; rate: in Hz; last: the number of
-    each stream's last page; pages, position: of audio, and how many samples there are to the end of the last one.
+    """A link of the chain.
+
+    audio: the serial of its audio, and is_vorbis: what it is; rate: in Hz; last: the number of each stream's last
+    page; pages, position: of audio, and how many samples there are to the end of the last one.
     """
 
     start: int

@@ -39,7 +39,9 @@ class Mention:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """forms: from what is written (words joined by blanks) to (category, concept). groups: concept to what it
+    """The concepts of music, by the words for them.
+
+    forms: from what is written (words joined by blanks) to (category, concept). groups: concept to what it
     also is. categories: of each concept.
 
     denials: concepts that say that there is none of another ("instrumental": no vocals).
