@@ -23,6 +23,7 @@ from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
 from mlingo_jax.data.decoding import Mixdown
 from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, open_prompt, read_context
 from mlingo_jax.data.resampling import Resampling
+from mlingo_jax.data.statistics import round_up
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import AudioEncoder
 from mlingo_jax.inference.answering import answers, text
@@ -36,6 +37,7 @@ from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.musilingo import Networks, bind, token_log_probs
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.runs.folder import read_run, run_of
+from mlingo_jax.settings import EncoderConfig
 from mlingo_jax.training.run import require_towers
 from mlingo_jax.weights.load import Tower, fit_adapter, load_adapter, load_tower
 from mlingo_jax.wording import counted
@@ -44,8 +46,6 @@ Clip = str | Path | tuple[np.ndarray, int]
 
 # Rows are padded to a multiple of this many positions, so that questions of like length share a compiled program.
 ROW_MULTIPLE = 64
-# MusiLingo's temporal compression: encoder frames averaged into one music token (4.33 s at 75 Hz).
-FRAMES_PER_TOKEN = 325
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -71,6 +71,11 @@ class MusiLingo:
 
         Raises:
             UserError: a clip cannot be read, is shorter than the encoder's receptive field, or holds NaN.
+
+        Example:
+            >>> (features,) = model.encode(["song.wav"])
+            >>> features.dtype, features.ndim
+            (dtype('float32'), 2)
         """
         return self._encode(self._waveforms(clips))
 
@@ -83,6 +88,12 @@ class MusiLingo:
 
         Raises:
             UserError: a clip cannot be read, or the lists are of different lengths.
+
+        Example:
+            >>> piano, drums = model.score(["song.wav"] * 2, "What plays?", ["A piano.", "Drums."])
+            >>> likelier = max([piano, drums], key=lambda log_probs: log_probs.sum())
+            >>> bool(likelier.sum() < 0)
+            True
         """
         questions, answers = _one_each(clips, questions, "questions"), _one_each(clips, answers, "answers")
         features = self.encode(clips)
@@ -112,6 +123,11 @@ class MusiLingo:
 
         Raises:
             UserError: a clip cannot be read, the lists are of different lengths, or an option is out of its range.
+
+        Example:
+            >>> answers = model.answer(["song.wav", "other.wav"], "What plays?", max_new_tokens=8)
+            >>> len(answers)
+            2
         """
         options = Options(max_new_tokens, temperature, top_k, top_p, num_beams)
         return [answer.text for answer in self.generate(clips, questions, options, seed=seed)]
@@ -119,7 +135,13 @@ class MusiLingo:
     def generate(
         self, clips: Sequence[Clip], questions: str | Sequence[str], options: Options | None = None, *, seed: int = 0
     ) -> list[Answer]:
-        """What `answer` gives, with each answer's tokens and the reason why it ended."""
+        """What `answer` gives, with each answer's tokens and the reason why it ended.
+
+        Example:
+            >>> (answer,) = model.generate(["song.wav"], "What plays?", Options(max_new_tokens=8))
+            >>> answer.finish_reason in ("stop", "eos", "length"), len(answer.tokens) <= 8
+            (True, True)
+        """
         options, questions = options or Options(), _one_each(clips, questions, "questions")
         waveforms = self._waveforms(clips)
         features = self._encode(waveforms)
@@ -144,7 +166,13 @@ class MusiLingo:
         num_beams: int = 1,
         seed: int = 0,
     ) -> Iterator[str]:
-        """The answer in pieces, as it is written; put together they are what `answer` gives for this clip alone."""
+        """The answer in pieces, as it is written; put together they are what `answer` gives for this clip alone.
+
+        Example:
+            >>> pieces = list(model.stream("song.wav", "What plays?", max_new_tokens=8))
+            >>> "".join(pieces) == model.answer(["song.wav"], "What plays?", max_new_tokens=8)[0]
+            True
+        """
         options = Options(max_new_tokens, temperature, top_k, top_p, num_beams)
         waveform = self._waveforms([clip])[0]
         features = self._encode([waveform])[0]
@@ -219,8 +247,9 @@ class MusiLingo:
         context, longest = self.context, max(lengths) + new
         if context is not None and longest > context:
             # Rounded up: of many batches, each a little longer, not every one has to be told.
+            shown = round_up(longest, ROW_MULTIPLE)
             warnings.warn(
-                f"rows of up to {_round_up(longest):,} tokens, answers included, are longer than the {context:,} that "
+                f"rows of up to {shown:,} tokens, answers included, are longer than the {context:,} that "
                 f"{self.llm.folder} was made for (its max_position_embeddings): expect poor answers past these; give "
                 "shorter clips or a lower max_new_tokens",
                 stacklevel=4,
@@ -236,7 +265,7 @@ class MusiLingo:
         music = np.zeros((count, *features[0].shape[:-2], tokens, features[0].shape[-1]), np.float32)
         for b, f in enumerate(features):
             music[b, ..., : f.shape[-2], :] = f
-        return collate(rows, _round_up(longest), count), music
+        return collate(rows, round_up(longest, ROW_MULTIPLE), count), music
 
     def _on_mesh(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -283,6 +312,11 @@ def load(
     Raises:
         UserError: a folder, file or weight is missing or broken, the three do not fit one another, or the adapter is
             a run's and the towers are not those that it was trained with.
+
+    Example:
+        >>> model = mlingo_jax.load(mert="weights/mert", llm="weights/llm", dtype="float32")
+        >>> model.llm.identity["dtype"]
+        'float32'
     """
     sources = find_sources(mert, llm, adapter, quantization, prompt, frames_per_token, resampling)
     config, params = (None, None) if adapter is None else load_adapter(adapter)
@@ -351,7 +385,7 @@ def find_sources(
         raise UserError(
             f"{adapter or 'no adapter'}: does not say which towers belong to it; give {lacking}, folder or hub id"
         )
-    prompt, frames_per_token = prompt or PromptSettings(), frames_per_token or FRAMES_PER_TOKEN
+    prompt, frames_per_token = prompt or PromptSettings(), frames_per_token or EncoderConfig.frames_per_token
     return Sources(mert, llm, quantization or "none", prompt, frames_per_token, resampling or "soxr", run)
 
 
@@ -369,10 +403,6 @@ def _tower_of(run: Mapping[str, Any], name: str, source: str | Path) -> str:
 
 def _digest(waveform: Float[np.ndarray, "_"]) -> bytes:
     return sha256(waveform.data).digest()
-
-
-def _round_up(tokens: int) -> int:
-    return -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def _require_list(clips: Sequence[Clip]) -> None:

@@ -32,7 +32,7 @@ class EncoderConfig:
 
     path: str = setting("", "encoder: a Hugging Face or converted folder, or a hub id", free=True)
     dtype: str = setting("bfloat16", "what its weights are kept and computed in", choices=DTYPES)
-    frames_per_token: int = setting(325, "encoder frames averaged into one music token (4.33 s at 75 Hz)", least=1)
+    frames_per_token: int = setting(325, "encoder frames averaged into one music token (of MERT's, 4.33 s)", least=1)
     resampling: str = setting("soxr", "of audio: by soxr, or exactly as torchaudio does", choices=RESAMPLINGS)
 
 

@@ -1,5 +1,6 @@
 """The Python interface on tiny models: the same numbers alone and in a batch, streaming, sampling, refusals."""
 
+import doctest
 import json
 import os
 import subprocess
@@ -9,9 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import soundfile
 from safetensors.numpy import save_file
 
 import mlingo_jax
+from mlingo_jax import api
 from mlingo_jax.api import _tower_of
 from mlingo_jax.errors import UserError
 from mlingo_jax.inference.generate import Options
@@ -205,3 +208,22 @@ def test_a_single_clip_is_not_taken_for_a_list(model):
 
 def test_a_model_is_shown_in_a_line(model):
     assert repr(model) == "MusiLingo(llm llm, float32, adapter 24 to 32)"
+
+
+METHODS = ("encode", "score", "answer", "generate", "stream")
+
+
+@pytest.mark.parametrize("function", ["load", *(f"MusiLingo.{name}" for name in METHODS)])
+def test_the_examples_of_the_interface_run(function, model, towers, clips, tmp_path, monkeypatch):
+    for name, folder in (("mert", towers[0]), ("llm", towers[1])):
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        (tmp_path / "weights" / name).symlink_to(folder)
+    for name, clip in zip(("song.wav", "other.wav"), clips, strict=False):
+        soundfile.write(tmp_path / name, clip[0], RATE)
+    monkeypatch.chdir(tmp_path)
+    names = {"mlingo_jax": mlingo_jax, "Options": Options, "model": model}
+    found = doctest.DocTestFinder().find(api, globs=names)
+    (test,) = (test for test in found if test.name == f"mlingo_jax.api.{function}")
+    assert test.examples
+    result = doctest.DocTestRunner().run(test)
+    assert result.failed == 0

@@ -110,9 +110,9 @@ def row_sizes(statistics: ExampleStatistics, music: Music) -> RowSizes:
     return RowSizes(statistics.text + tokens, tokens)
 
 
-def round_up(positions: int) -> int:
+def round_up(positions: int, multiple: int = MULTIPLE) -> int:
     """The length that is chosen for rows of up to so many positions."""
-    return -(-positions // MULTIPLE) * MULTIPLE
+    return -(-positions // multiple) * multiple
 
 
 def row_length(sizes: RowSizes, examples: Examples, length: int | None) -> int:

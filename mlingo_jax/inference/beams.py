@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from mlingo_jax.data.statistics import round_up
 from mlingo_jax.inference.beam import beam_search
 from mlingo_jax.inference.engine import News, not_finite
 from mlingo_jax.inference.programs import Pieces
@@ -86,7 +87,7 @@ class Beams:
 
     def _prompts(self, requests: Sequence[Request]) -> tuple[Float[Array, "B P E"], Array, Array]:
         pieces = [whole(request, self._opening) for request in requests]
-        positions = -(-max(len(piece.tokens) for piece in pieces) // PLACES) * PLACES
+        positions = round_up(max(len(piece.tokens) for piece in pieces), PLACES)
         music = 1 << (max(piece.music.shape[-2] for piece in pieces) - 1).bit_length()
         padded = pad(pieces, self.rows, positions, music)
         positions = np.broadcast_to(np.arange(positions, dtype=np.int32), padded.tokens.shape)
