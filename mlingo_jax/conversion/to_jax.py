@@ -1,17 +1,20 @@
 """PyTorch weights to JAX's layout: `python -m conversion.to_jax SRC DST [--base LLAMA_FOLDER]`."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from mlingo_jax.cli import Parser, run_cli
+from mlingo_jax.conversion.delta import merge
+from mlingo_jax.conversion.release import write_files
 from mlingo_jax.errors import UserError
 from mlingo_jax.processes import initialize, is_primary, run_on_primary
 from mlingo_jax.weights import released
 from mlingo_jax.weights.adapter import OpenAdapter, open_adapter
 from mlingo_jax.weights.checkpoints import write_checkpoint
 from mlingo_jax.weights.folders import carry, find, identify, new_target, write_record
-from mlingo_jax.weights.towers import KINDS, OpenTower, open_tower
+from mlingo_jax.weights.towers import KINDS, Merge, OpenTower, open_tower
 
 SHARD_BYTES = 512 * 2**20
 
@@ -29,15 +32,19 @@ def convert(source: Path, target: Path, base: str | Path | None = None) -> None:
         raise UserError(f"{source}: is no language model, so there is nothing to add to --base {base}")
     with new_target(target, folder=True) as folder:
         if found.kind in KINDS:
-            _write_tower(open_tower(source, KINDS[found.kind].role, base), folder)
+            _write_tower(open_tower(source, KINDS[found.kind].role, _merging(base)), folder)
         elif found.kind == "adapter":
             _write_adapter(open_adapter(source), folder)
         else:
             _write_musilingo(source, folder, base)
 
 
+def _merging(base: str | Path | None) -> Merge | None:
+    return None if base is None else partial(merge, base=base)
+
+
 def _write_musilingo(source: Path, folder: Path, base: str | Path | None) -> None:
-    opened = [open_tower(source, "encoder"), open_tower(source, "llm", base)]
+    opened = [open_tower(source, "encoder"), open_tower(source, "llm", _merging(base))]
     adapter = open_adapter(source)
     for tower in opened:
         _write_tower(tower, folder / released.PARTS[tower.kind.role].folder)
@@ -48,7 +55,7 @@ def _write_musilingo(source: Path, folder: Path, base: str | Path | None) -> Non
 
 def _write_tower(tower: OpenTower, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    tower.write_files(folder)
+    write_files(tower, folder)
     write_checkpoint(folder, tower.tensors, shard_bytes=SHARD_BYTES, title=tower.kind.name)
     naming = tower.naming
     write_record(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlingo_jax.cli import Parser, run_cli
+from mlingo_jax.conversion.release import make_config, write_files
 from mlingo_jax.errors import UserError
 from mlingo_jax.files import write_json
 from mlingo_jax.processes import initialize, is_primary, run_on_primary
@@ -51,7 +52,7 @@ def convert(source: Path, target: Path, *, form: Form = "safetensors") -> None:
 
 
 def _write_tower(tower: OpenTower, folder: Path, form: Form) -> None:
-    tower.write_files(folder)
+    write_files(tower, folder)
     write_checkpoint(folder, tower.torch_tensors(), shard_bytes=SHARD_BYTES, title=tower.kind.name, form=form)
 
 
@@ -72,7 +73,7 @@ def _write_musilingo(source: Path, found: Found, folder: Path, form: Form) -> No
         tensors |= _prefixed(tower.kind.role, tower.bare().torch_tensors())
         files = folder / released.PARTS[tower.kind.role].files
         files.mkdir()
-        tower.write_files(files)
+        write_files(tower, files)
     if found.layout == "jax":
         carry(source, folder)
     write_checkpoint(folder, tensors, shard_bytes=SHARD_BYTES, title="musilingo", form=form)
@@ -92,7 +93,7 @@ def _run_towers(workdir: Path, folder: Path) -> list[OpenTower]:
         if tower.config_hash() != run[part]["identity"]["config"]:
             raise UserError(f"{tower.source}: its config.json is not that of the tower that {workdir} was trained with")
     names = {f"{part}_name": run[part]["identity"]["name"] for part in ("mert", "llm")}
-    write_json(folder / "config.json", released.make_config(llm.values, **names, prompt=run["prompt"]))
+    write_json(folder / "config.json", make_config(llm.values, **names, prompt=run["prompt"]))
     return [mert, llm]
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlingo_jax.errors import UserError
-from mlingo_jax.files import read_json, write_json
+from mlingo_jax.files import read_json
 from mlingo_jax.weights.checkpoints import read_checkpoint
 from mlingo_jax.weights.tensors import Tensor
 
-# Source: config.json and preprocessor_config.json of m-a-p/MERT-v1-330M; what only training reads is left out.
+# Source: config.json of m-a-p/MERT-v1-330M; what only training reads is left out.
 MERT_330M: Mapping[str, Any] = {
     "architectures": ["MERTModel"],
     "model_type": "mert_model",
@@ -43,15 +43,6 @@ MERT_330M: Mapping[str, Any] = {
     "num_feat_extract_layers": 7,
     "num_hidden_layers": 24,
     "sample_rate": 24000,
-}
-MERT_330M_PREPROCESSOR: Mapping[str, Any] = {
-    "do_normalize": True,
-    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-    "feature_size": 1,
-    "padding_side": "right",
-    "padding_value": 0,
-    "return_attention_mask": True,
-    "sampling_rate": 24000,
 }
 # The released config's keys that are the language model's own, and LLaMA-1's values for those that are not in it.
 LLAMA_KEYS = (
@@ -148,13 +139,6 @@ def read_released(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write_files(role: Literal["encoder", "llm"], values: Mapping[str, Any], folder: Path) -> None:
-    """Writes the files that the published layout lacks for a tower: its config, and the encoder's preprocessor."""
-    write_json(folder / "config.json", values)
-    if role == "encoder":
-        write_json(folder / "preprocessor_config.json", MERT_330M_PREPROCESSOR)
-
-
 def _published(folder: Path, role: Literal["encoder", "llm"]) -> Mapping[str, Any]:
     values = read_json(folder / "config.json")
     if role == "llm":
@@ -166,20 +150,3 @@ def _published(folder: Path, role: Literal["encoder", "llm"]) -> Mapping[str, An
             f"copy the encoder's config.json and preprocessor_config.json to {folder / PARTS['encoder'].files}"
         )
     return MERT_330M
-
-
-def make_config(llm: Mapping[str, Any], mert_name: str, llm_name: str, prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a MusiLingo put together from its parts: the published one's keys, over the language model's.
-
-    `prompt` is the prompt of the run that trained it (`mlingo_jax.data.prompt.PromptSettings.to_json`).
-    """
-    return {
-        **llm,
-        "architectures": ["MusilingoModel"],
-        "model_type": "musilingo",
-        "mert_model": mert_name,
-        "llama_model": llm_name,
-        "prompt_template": prompt["template"],
-        "end_sym": prompt["end_symbol"],
-        "max_txt_len": prompt["max_answer_tokens"],
-    }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mlingo_jax.errors import UserError
@@ -23,13 +24,15 @@ from mlingo_jax.models.mert import Mert
 from mlingo_jax.models.mert_config import MertConfig
 from mlingo_jax.weights import llama, mert, released
 from mlingo_jax.weights.checkpoints import read_checkpoint
-from mlingo_jax.weights.delta import add_delta, is_delta
-from mlingo_jax.weights.folders import MODEL_TYPES, RECORD, Found, TowerKindName, carry, find, identify
+from mlingo_jax.weights.folders import MODEL_TYPES, RECORD, Found, TowerKindName, identify
 from mlingo_jax.weights.keymap import Entry, Rule, check, entries, parameters, to_flax, to_torch
 from mlingo_jax.weights.naming import Names, Naming, canonical, drop_copies, spell
 from mlingo_jax.weights.tensors import Tensor, Tensors
 
 Role = Literal["encoder", "llm"]
+Merge = Callable[[Tensors, Path], dict[str, Tensor]]
+# A model's last norm starts at 1 and its mean stays far from 0; that of a difference between models is near 0.
+DELTA_BELOW = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +117,6 @@ class OpenTower:
         """The same tower with no prefix of its own before PyTorch's names, as it stands inside a MusiLingo."""
         return dataclasses.replace(self, naming=dataclasses.replace(self.naming, prefix=self.kind.names.inner))
 
-    def write_files(self, folder: Path) -> None:
-        """Writes the files that go along with the weights: config.json, tokenizer, preprocessor."""
-        if self.files is None:
-            released.write_files(self.kind.role, self.values, folder)
-        else:
-            carry(self.files, folder)
-
     def config_hash(self) -> str:
         """SHA-256 of config.json's values, whatever their order."""
         return sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()
@@ -140,10 +136,10 @@ def network(architecture: EncoderArchitecture | LlamaConfig) -> Callable[..., nn
     return next(kind.model for kind in KINDS.values() if isinstance(architecture, kind.architecture))
 
 
-def open_tower(source: Path, role: Role, base: str | Path | None = None) -> OpenTower:
-    """Opens a tower in any of its layouts; `base` is the LLaMA folder under a Vicuna delta.
+def open_tower(source: Path, role: Role, merge: Merge | None = None) -> OpenTower:
+    """Opens a tower in any of its layouts. Of which kind it is, its config.json says.
 
-    Of which kind it is, its config.json says.
+    `merge` makes weights of a language model's that are a delta: of PyTorch's tensors and the folder they are from.
 
     Raises:
         UserError: the folder holds something else, a weight file is broken, the config asks for what is not built here,
@@ -155,7 +151,7 @@ def open_tower(source: Path, role: Role, base: str | Path | None = None) -> Open
     if found == Found("musilingo", "torch"):
         part = released.read_part(source, role)
         kind = _kind(part.values, str(part.source), role)
-        return _open_torch(kind, part.source, part.files, part.values, part.tensors, base)
+        return _open_torch(kind, part.source, part.files, part.values, part.tensors, merge)
     kind = None if found.layout == "run" else next((k for k in KINDS.values() if k.name == found.kind), None)
     if kind is None or kind.role != role:
         raise UserError(f"{source}: holds {_describe(found)}, expected {ROLES[role]}")
@@ -164,7 +160,13 @@ def open_tower(source: Path, role: Role, base: str | Path | None = None) -> Open
     values = read_json(source / "config.json")
     # What is not built here is told by its name before its tensors are looked at.
     kind.architecture.from_json(values, str(source / "config.json"))
-    return _open_torch(kind, source, source, values, read_checkpoint(source), base)
+    return _open_torch(kind, source, source, values, read_checkpoint(source), merge)
+
+
+def is_delta(tensors: Tensors) -> bool:
+    """Whether a language model's weights are only a difference (Vicuna's first releases): its last norm shows it."""
+    norm = tensors.get("model.norm.weight")
+    return norm is not None and abs(float(norm.read().astype(np.float32).mean())) < DELTA_BELOW
 
 
 def _kind(values: Mapping[str, Any], source: str, role: Role) -> TowerKind:
@@ -201,12 +203,12 @@ def _open_torch(
     files: Path | None,
     values: Mapping[str, Any],
     tensors: Tensors,
-    base: str | Path | None,
+    merge: Merge | None,
 ) -> OpenTower:
     config, model, table = _build(kind, values, source / "config.json")
     naming, tensors = canonical(tensors, kind.names, source)
-    if base is not None:
-        tensors = _merge(kind, tensors, source, find(base))
+    if merge is not None:
+        tensors = merge(tensors, source)
     elif kind is LLAMA and is_delta(tensors):
         raise UserError(
             f"{source}: its language model is a delta (its last norm's mean is 0): to be added to LLaMA's weights, and "
@@ -220,12 +222,3 @@ def _build(kind: TowerKind, values: Mapping[str, Any], source: Path) -> tuple[An
     config = kind.architecture.from_json(values, str(source))
     model = nnx.eval_shape(lambda: kind.model(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     return config, model, entries(kind.rules, parameters(model))
-
-
-def _merge(kind: TowerKind, delta: Tensors, source: Path, base: Path) -> dict[str, Tensor]:
-    if kind is not LLAMA or not is_delta(delta):
-        raise UserError(f"{source}: is not a delta (its last norm's mean is far from 0); convert it without --base")
-    if identify(base) != Found("llama", "torch"):
-        raise UserError(f"{base}: expected a LLaMA folder in Hugging Face's layout")
-    _, tensors = canonical(read_checkpoint(base), LLAMA.names, base)
-    return add_delta(tensors, delta, str(base))

@@ -3,22 +3,35 @@
 Reference: FastChat's `apply_delta`, which adds in float16, tensor by tensor.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.weights.checkpoints import read_checkpoint
+from mlingo_jax.weights.folders import Found, find, identify
 from mlingo_jax.weights.keymap import check
+from mlingo_jax.weights.naming import canonical
 from mlingo_jax.weights.tensors import Shape, Tensor, Tensors
+from mlingo_jax.weights.towers import LLAMA, is_delta
 
 # Vicuna v0 has a '[PAD]' token that LLaMA has not: FastChat gives LLaMA a row of zeros for it.
 VOCAB_MATRICES = ("model.embed_tokens.weight", "lm_head.weight")
-# A model's last norm starts at 1 and its mean stays far from 0; that of a difference between models is near 0.
-DELTA_BELOW = 0.05
 
 
-def is_delta(tensors: Tensors) -> bool:
-    """Whether a language model's weights are only a difference, which its last norm's mean shows."""
-    norm = tensors.get("model.norm.weight")
-    return norm is not None and abs(float(norm.read().astype(np.float32).mean())) < DELTA_BELOW
+def merge(delta: Tensors, source: Path, base: str | Path) -> dict[str, Tensor]:
+    """The weights of the language model in `source`, whose tensors are a delta over those in the folder `base`.
+
+    Raises:
+        UserError: they are no delta, or the base is no LLaMA's folder or does not fit.
+    """
+    if not is_delta(delta):
+        raise UserError(f"{source}: is not a delta (its last norm's mean is far from 0); convert it without --base")
+    folder = find(base)
+    if identify(folder) != Found("llama", "torch"):
+        raise UserError(f"{folder}: expected a LLaMA folder in Hugging Face's layout")
+    _, tensors = canonical(read_checkpoint(folder), LLAMA.names, folder)
+    return add_delta(tensors, delta, str(folder))
 
 
 def add_delta(base: Tensors, delta: Tensors, base_source: str) -> dict[str, Tensor]:
