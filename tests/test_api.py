@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 
 import mlingo_jax
 from mlingo_jax import api
-from mlingo_jax.api import _tower_of
 from mlingo_jax.errors import UserError
 from mlingo_jax.inference.generate import Options
+from mlingo_jax.sources import tower_of
 from tests.tiny import tiny_llama, tiny_mert
 
 RATE = 24000
@@ -173,9 +173,9 @@ def test_a_run_whose_towers_have_moved_says_how_to_name_them(name, what, towers,
     record = {"mert": {"folder": str(towers[0])}, "llm": {"folder": str(towers[1])}}
     record[name] = {"folder": str(tmp_path / "gone")}
     with pytest.raises(UserError, match=rf"run: its {what} was \S+/gone, and is not there; .*: --{name} FOLDER, or"):
-        _tower_of(record, name, run)
+        tower_of(record, name, run)
     other = {"mert": "llm", "llm": "mert"}[name]
-    assert _tower_of(record, other, run) == record[other]["folder"]
+    assert tower_of(record, other, run) == record[other]["folder"]
 
 
 def test_an_adapter_of_another_width_is_refused(towers, tmp_path):

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Float32
 
-from mlingo_jax.api import Sources, find_sources
 from mlingo_jax.data.prompt import Prompt, open_prompt
 from mlingo_jax.data.stored import Audio
 from mlingo_jax.errors import UserError
@@ -32,6 +31,7 @@ from mlingo_jax.models.musilingo import Networks
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.processes import broadcast, is_primary, run_on_primary
 from mlingo_jax.runs.folder import read_run, run_of
+from mlingo_jax.sources import Sources, find_sources
 from mlingo_jax.training.music import is_own, load_encoder, make_encoder, open_music
 from mlingo_jax.training.run import require_towers
 from mlingo_jax.training.sharding import local_mesh
