@@ -42,7 +42,9 @@ def report(config: Config, workdir: Path) -> dict[str, Any]:
     """
     corpus = Path(config.data.manifest).parent
     clips = [clip for clip in read_clips(corpus) if clip.split == "eval"]
-    answers = ask_all(config, workdir, [corpus / clip.audio for clip in clips])
+    answers = ask_all(
+        workdir, config.mert.path, config.llm.path, config.llm.dtype, [corpus / clip.audio for clip in clips]
+    )
     metrics = summarise_grades({name: grade(name, answers[name], clips) for name in ATTRIBUTES}, clips)
     values = {
         "metrics": metrics,
@@ -58,9 +60,9 @@ def report(config: Config, workdir: Path) -> dict[str, Any]:
     return values
 
 
-def ask_all(config: Config, workdir: Path, files: Sequence[Path]) -> Answers:
-    """The answers to every question of `ASKED` about every clip, by subject."""
-    model = mlingo_jax.load(adapter=workdir, mert=config.mert.path, llm=config.llm.path, dtype=config.llm.dtype)
+def ask_all(workdir: Path, mert: str, llm: str, dtype: str, files: Sequence[Path]) -> Answers:
+    """The answers to every question of `ASKED` about every clip, by subject, of a run and its towers."""
+    model = mlingo_jax.load(adapter=workdir, mert=mert, llm=llm, dtype=dtype)
     answers: Answers = {subject: [] for subject in ASKED}
     for start in tqdm(range(0, len(files), CLIPS_AT_ONCE), "answering", disable=None):
         some = files[start : start + CLIPS_AT_ONCE]
