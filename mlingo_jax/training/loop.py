@@ -305,9 +305,9 @@ class Loop:
         return step == self._schedule.steps or _divides(self._cadence.evaluate, step)
 
     def _evaluate(self, step: int, state: TrainState) -> None:
-        """Records the loss over all held-out examples, how much lower it is than with other clips' music, and some
-        answers beside the true ones.
+        """Records the loss over all held-out examples, and what it tells of listening.
 
+        That is how much lower it is than with other clips' music, and some answers beside the true ones.
         Not if there are none, or a stop is asked for meanwhile: it can take longer than who asks will wait.
         """
         batches = self._setup.batches

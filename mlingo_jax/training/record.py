@@ -58,8 +58,10 @@ class Record:
         listening: float | None = None,
         answers: Sequence[Mapping[str, str]] = (),
     ) -> None:
-        """The held-out loss after a step, over so many tokens; how far it is below that with other clips' music, as a
-        negative number; and some answers."""
+        """The held-out loss after a step, over so many tokens.
+
+        And how far it is below that with other clips' music, as a negative number; and some answers.
+        """
         self.evaluations[step] = loss
         metrics = {"eval_loss": loss, "eval_tokens": tokens}
         metrics |= {} if listening is None else {"listening": listening}
