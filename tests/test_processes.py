@@ -39,6 +39,7 @@ MINIATURE = {
     "batch_size": 8,
     "checkpoint.every": SAVED,
     "log.eval_every": 0,
+    "log.eval_answers": 0,
     "log.print_every": 5,
 }
 
