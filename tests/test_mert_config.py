@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from transformers import HubertConfig
 
 from mlingo_jax.errors import UserError
-from mlingo_jax.models.mert import Mert, MertConfig
+from mlingo_jax.models import attributes, layers
+from mlingo_jax.models.encoder import EncoderArchitecture
+from mlingo_jax.models.mert import Mert
+from mlingo_jax.models.mert_config import RECEPTIVE_FIELD, SAMPLE_RATE, MertConfig
 from mlingo_jax.planning import published
 from mlingo_jax.weights import released
 
@@ -126,3 +129,16 @@ def test_configurations_of_the_original(golden: Path):
     pre, post = (read(json.loads((golden / f / "mert" / "config.json").read_text())) for f in ("pre_ln", "post_ln"))
     assert (pre.pre_norm, pre.states, pre.embed_dim) == (True, 5, 64)
     assert (post.pre_norm, post.states, post.embed_dim) == (False, 4, 48)
+
+
+def test_the_activations_by_name_are_those_that_are_computed():
+    assert set(attributes.ACTIVATIONS) == layers.ACTIVATIONS.keys()
+
+
+def test_it_is_an_encoder_s_architecture_with_the_published_numbers():
+    config = MertConfig.from_json(MERT_330M, "MERT-v1-330M")
+    assert isinstance(config, EncoderArchitecture)
+    assert (config.sample_rate, config.receptive_field) == (SAMPLE_RATE, RECEPTIVE_FIELD)
+    # Older files, and HuBERT's, state no rate.
+    without = {name: value for name, value in MERT_330M.items() if name != "sample_rate"}
+    assert MertConfig.from_json(without, "MERT-v1-330M").sample_rate == SAMPLE_RATE

@@ -12,9 +12,11 @@ import pytest
 import soundfile
 
 from mlingo_jax.errors import UserError
+from mlingo_jax.flags import to_json
 from mlingo_jax.runs.checkpoints import restore
 from mlingo_jax.settings import Config
 from mlingo_jax.training.loop import train
+from mlingo_jax.training.run import check_config
 from mlingo_jax.training.setup import set_up
 from mlingo_jax.training.sharding import make_mesh
 from tests.tiny_run import ROOT, as_config, command, make_corpus, settings
@@ -133,6 +135,7 @@ def test_a_workdir_that_is_not_utf8_is_refused_in_one_line(corpus, tmp_path):
 
 PASSED = """
 import sys
+from mlingo_jax.flags import to_json
 from mlingo_jax.runs.checkpoints import restore
 print(restore(sys.argv[1]).step)
 """
@@ -160,3 +163,15 @@ def test_held_out_audio_that_is_trained_on_under_another_name_is_told(corpus, tm
     config = as_config(short(own, tmp_path / "run"))
     notes = set_up(config, make_mesh(config.mesh)).notes
     assert "1 clip held out whose very audio is trained on: 0.wav is 1.wav" in notes
+
+
+def test_a_setting_that_came_after_the_run_had_begun_did_what_its_default_does(tmp_path: Path):
+    config = Config(workdir=str(tmp_path))
+    values = json.loads(to_json(config))
+    del values["data"]["like_the_original"], values["mert"]["resampling"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "run.json").write_text("{}")
+    check_config(config)
+    config.mert.resampling = "sinc_hann"
+    with pytest.raises(UserError, match=r"holds another run: config\.mert\.resampling was 'soxr', is 'sinc_hann'"):
+        check_config(config)
