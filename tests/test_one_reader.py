@@ -59,7 +59,7 @@ def test_every_command_reads_a_file_alike(kind, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AudioWarning)
         _, fields = rows.load(Example("song", path, "", "", None, ""), None)
-        read = dict(read_ahead({"file": path, "record": stored}, SETTINGS, 400))
+        read = dict(read_ahead([("file", path), ("record", stored)], SETTINGS, 400))
     if kind == "cut":
         assert checked.reason == str(read["file"]) == fields["unreadable"]
         assert str(read["record"]).removeprefix("songs: clip song") == checked.reason.removeprefix(str(path))
@@ -136,7 +136,7 @@ def test_an_error_of_any_kind_is_that_file_s(tmp_path):
         raise RuntimeError("the record is damaged")
 
     (_, error), (_, waveform) = read_ahead(
-        {"bad": StoredAudio("songs", "a", read), "good": _wav(tmp_path / "a.wav")}, SETTINGS, 400
+        [("bad", StoredAudio("songs", "a", read)), ("good", _wav(tmp_path / "a.wav"))], SETTINGS, 400
     )
     assert str(error) == "songs: clip a: its record cannot be read (RuntimeError: the record is damaged)"
     assert isinstance(waveform, np.ndarray)
@@ -159,7 +159,7 @@ def test_what_is_read_ahead_is_bounded_by_its_bytes(tmp_path):
 
     clips = {f"{n}": StoredAudio("songs", f"{n}", encoded_clip) for n in range(20)}
     given = []
-    for name, waveform in read_ahead(clips, SETTINGS, 400, most_bytes=20_000_000):
+    for name, waveform in read_ahead(clips.items(), SETTINGS, 400, most_bytes=20_000_000):
         assert isinstance(waveform, np.ndarray)
         given.append(name)
         assert len(read) - len(given) <= 3

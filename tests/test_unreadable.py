@@ -12,7 +12,7 @@ from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.examples import Example
 from mlingo_jax.data.pipeline import evaluation_batches, make_dataset
 from mlingo_jax.data.prompt import Prompt, PromptSettings
-from mlingo_jax.data.unreadable import LISTED, Unreadable
+from mlingo_jax.data.unreadable import LISTED, Unreadable, list_all
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.sources import OnlineAudio
 from mlingo_jax.runs.checkpoints import restore
@@ -83,6 +83,17 @@ def test_each_is_named_once_and_too_many_end_it(damaged, prompt, tmp_path):
         patient.note(batch)
     assert len(said) == 4
     assert [f"{clip}.wav: not audio" in line for clip, line in zip(BROKEN, listed(tmp_path), strict=True)] == [True] * 2
+
+
+def test_of_many_a_few_are_named_and_all_are_listed(tmp_path):
+    watch = Unreadable(60, 0.5, lambda _: None, [], tmp_path)
+    reasons = [*(f"{number}.wav: not audio" for number in range(46)), "caf\udce9.wav: not audio"]
+    message = r"31 of 60 .* 0\.wav: not audio; 1\..*; 4\.wav.*; … \(all of them: \S+/unreadable\.txt\); a higher"
+    with pytest.raises(UserError, match=message):
+        watch.note({"unreadable": np.array(reasons)})
+    assert listed(tmp_path) == reasons[:31]
+    list_all(tmp_path, reasons)
+    assert listed(tmp_path) == [*reasons[:46], "caf\\udce9.wav: not audio"]
 
 
 def listed(folder: Path) -> list[str]:
