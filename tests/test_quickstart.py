@@ -31,7 +31,7 @@ def make_demo(folder: Path) -> None:
     (folder / "demo/run.json").write_text(json.dumps(run))
     adapter = {"projection": {"kernel": np.ones((24, 32), np.float32), "bias": np.zeros(32, np.float32)}}
     with Checkpoints(folder / "demo", keep=1, best=0, losses={}) as checkpoints:
-        checkpoints.save(CheckpointState(5, adapter, {"opt_state": adapter}, {}), {})
+        checkpoints.save(CheckpointState(5, {"adapter": adapter}, {"opt_state": adapter}, {}), {})
     clip = folder / "demo-materials/0/corpus/held_out/0000.flac"
     clip.parent.mkdir(parents=True)
     soundfile.write(clip, np.random.default_rng(0).normal(0, 0.1, 24_000), 24_000)
