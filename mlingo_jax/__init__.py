@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 if TYPE_CHECKING:
-    from mlingo_jax.api import MusiLingo, load
+    from mlingo_jax.api import MusiLingo, Question, load
 
-__all__ = ["MusiLingo", "load"]
+__all__ = ["MusiLingo", "Question", "load"]
 __version__ = "0.1.0"
 
 

@@ -1,58 +1,58 @@
 """The Python interface: `mlingo_jax.load` gives a model that encodes clips, scores answers and answers questions.
 
-Axes: B rows, L positions in a row, M (or K) music tokens, N samples, D encoder width, E language-model width.
+Axes: K music features of a clip, S hidden states, D encoder width.
 """
 
 import dataclasses
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
-from hashlib import sha256
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from mlingo_jax.data.audio import AudioSettings, prepare_waveform, read_audio
+from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.decoding import Mixdown
-from mlingo_jax.data.prompt import Prompt, PromptSettings, Row, collate, open_prompt, read_context
+from mlingo_jax.data.prompt import Prompt, PromptSettings, Question, open_prompt, read_context
 from mlingo_jax.data.resampling import Resampling
 from mlingo_jax.data.statistics import round_up
 from mlingo_jax.errors import UserError
 from mlingo_jax.features.encode import AudioEncoder
-from mlingo_jax.inference.answering import answers, text
+from mlingo_jax.inference.answering import asking, in_order, run, text
 from mlingo_jax.inference.beams import Beams
+from mlingo_jax.inference.clips import Clip, Music, distinct, encoded, music_of, one_each, require_list
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Answer, Options
-from mlingo_jax.inference.prompts import about_clip, by_clip, salt_of
+from mlingo_jax.inference.likelihood import Asked, answer_log_probs
+from mlingo_jax.inference.prompts import about_clip, salt_of
 from mlingo_jax.inference.requests import Request
 from mlingo_jax.inference.writing import open_writer
 from mlingo_jax.models.adapter import Adapter, AdapterConfig
-from mlingo_jax.models.musilingo import Networks, bind, token_log_probs
+from mlingo_jax.models.musilingo import Networks
 from mlingo_jax.models.quantization import Quantization
 from mlingo_jax.sources import find_sources
 from mlingo_jax.training.run import require_towers
 from mlingo_jax.weights.load import Tower, fit_adapter, load_adapter, load_tower
-from mlingo_jax.wording import counted
 
-Clip = str | Path | tuple[np.ndarray, int]
+R = TypeVar("R")
 
-# Rows are padded to a multiple of this many positions, so that questions of like length share a compiled program.
-ROW_MULTIPLE = 64
+# Lengths that are warned of are rounded up to a multiple.
+WARNED_MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MusiLingo:
     """A frozen encoder, a trained adapter and a frozen language model; made by `load`.
 
-    A clip is an audio file's path, or (waveform, sample rate). Lists go together: clip i, question i, answer i; one
-    question given as a string is asked about every clip.
+    A clip is an audio file's path, (waveform, sample rate), or the music features that `encode` gave of it. A question
+    is a text, or a `Question`, which has what was asked and answered before it. Lists go together: clip i, question i,
+    answer i; one question given alone is asked about every clip.
     Whatever is asked in one call, each row's result is that of the row alone.
     """
 
@@ -76,10 +76,13 @@ class MusiLingo:
             >>> features.dtype, features.ndim
             (dtype('float32'), 2)
         """
-        return self._encode(self._waveforms(clips))
+        require_list(clips)
+        kept, places = distinct(clips)
+        features = [_require(music).features for music in encoded(kept, self.encoder)]
+        return [features[place] for place in places]
 
     def score(
-        self, clips: Sequence[Clip], questions: str | Sequence[str], answers: Sequence[str]
+        self, clips: Sequence[Clip], questions: str | Question | Sequence[str | Question], answers: Sequence[str]
     ) -> list[Float[np.ndarray, "_"]]:
         """Log-probability of each token of each answer given clip and question, the end symbol's tokens included.
 
@@ -94,18 +97,23 @@ class MusiLingo:
             >>> bool(likelier.sum() < 0)
             True
         """
-        questions, answers = _one_each(clips, questions, "questions"), _one_each(clips, answers, "answers")
+        questions, answers = one_each(clips, questions, "questions"), one_each(clips, answers, "answers")
         features = self.encode(clips)
-        rows = [self.prompt.row(q, a, f.shape[-2]) for q, a, f in zip(questions, answers, features, strict=True)]
-        self._check_context([len(row.tokens) for row in rows], 0)
-        with self._on_mesh():
-            log_probs = np.asarray(_log_probs(self._networks, self._params, *self._batch(rows, features)))
-        return [scores[: len(row.tokens)][row.loss_weights > 0] for scores, row in zip(log_probs, rows, strict=False)]
+        rows = self.prompt.rows([(q, a, f.shape[-2]) for q, a, f in zip(questions, answers, features, strict=True)])
+        self._check_context(max(len(row.tokens) for row in rows))
+        # Several answers to one question about one clip are scored behind one reading of it.
+        groups: dict[tuple[int, str | Question], list[int]] = {}
+        for i, (f, question) in enumerate(zip(features, questions, strict=True)):
+            groups.setdefault((id(f), question), []).append(i)
+        asked = [Asked(features[g[0]], questions[g[0]], tuple(answers[i] for i in g)) for g in groups.values()]
+        scores = answer_log_probs(self._networks, self._params, self.prompt, asked, mesh=self.mesh)
+        found = {i: s for g, some in zip(groups.values(), scores, strict=True) for i, s in zip(g, some, strict=True)}
+        return [found[i] for i in range(len(features))]
 
     def answer(
         self,
         clips: Sequence[Clip],
-        questions: str | Sequence[str],
+        questions: str | Question | Sequence[str | Question],
         *,
         max_new_tokens: int = 300,
         temperature: float = 0.0,
@@ -118,7 +126,8 @@ class MusiLingo:
 
         Temperature 0 takes the most probable token (or, with `num_beams`, the best of that many beams); above 0 a token
         is drawn, from the `top_k` most probable ones and the smallest set of them that holds `top_p` of the mass.
-        A draw depends on the seed, the clip and the question, not on the other rows.
+        A draw depends on the seed, the clip and the question, not on the other rows; a clip that is given as features
+        is told by these, and draws otherwise than its file does.
 
         Raises:
             UserError: a clip cannot be read, the lists are of different lengths, or an option is out of its range.
@@ -132,7 +141,12 @@ class MusiLingo:
         return [answer.text for answer in self.generate(clips, questions, options, seed=seed)]
 
     def generate(
-        self, clips: Sequence[Clip], questions: str | Sequence[str], options: Options | None = None, *, seed: int = 0
+        self,
+        clips: Sequence[Clip],
+        questions: str | Question | Sequence[str | Question],
+        options: Options | None = None,
+        *,
+        seed: int = 0,
     ) -> list[Answer]:
         """What `answer` gives, with each answer's tokens and the reason why it ended.
 
@@ -141,22 +155,47 @@ class MusiLingo:
             >>> answer.finish_reason in ("stop", "eos", "length"), len(answer.tokens) <= 8
             (True, True)
         """
-        options, questions = options or Options(), _one_each(clips, questions, "questions")
-        waveforms = self._waveforms(clips)
-        features = self._encode(waveforms)
-        requests = [
-            self.request(f, q, options, clip=_digest(w), salt=salt_of(q, w), seed=seed)
-            for f, q, w in zip(features, questions, waveforms, strict=True)
-        ]
-        self._check_lengths(requests)
-        order = by_clip(requests)
-        found = dict(answers(self.writer(requests, at_most=len(requests)), (requests[i] for i in order)))
-        return [found[place] for place in np.argsort(order)]
+        questions = one_each(clips, questions, "questions")
+        kept, places = distinct(clips)
+        of_clip: list[list[int]] = [[] for _ in kept]
+        for question, place in enumerate(places):
+            of_clip[place].append(question)
+        asked = [(clip, [questions[i] for i in some]) for clip, some in zip(kept, of_clip, strict=True)]
+        found: dict[int, Answer] = {}
+        for some, given in zip(of_clip, self.ask(asked, options, seed=seed), strict=True):
+            found |= zip(some, _require(given), strict=True)
+        return [found[i] for i in range(len(questions))]
+
+    def ask(
+        self,
+        asked: Iterable[tuple[Clip, str | Question | Sequence[str | Question]]],
+        options: Options | None = None,
+        *,
+        seed: int = 0,
+        rows: int | None = None,
+    ) -> Iterator[list[Answer] | UserError]:
+        """Many questions about many clips: gives each clip's answers, in turn, as soon as they are there.
+
+        A clip is encoded once, and the language model reads its music once for all its questions. Clips are read ahead
+        and encoded some at a time: memory does not grow with their number, and `asked` may be a generator.
+        In place of the answers about a clip that cannot be read, or for which the language model's numbers overflow,
+        comes a `UserError`; the others go on.
+
+        Args:
+            asked: clips, each with its questions.
+            options: how answers are written.
+            seed: of the draws.
+            rows: answers written at once; by default what the devices' memory holds. No answer depends on it.
+        """
+        options = options or Options()
+        at_most = sum(len(_listed(questions)) for _, questions in asked) if isinstance(asked, Sequence) else None
+        scripts = map(asking, self._requests(asked, options, seed))
+        yield from in_order(run(self.writer(options, rows=rows, at_most=at_most), scripts))
 
     def stream(
         self,
         clip: Clip,
-        question: str,
+        question: str | Question,
         *,
         max_new_tokens: int = 300,
         temperature: float = 0.0,
@@ -173,101 +212,74 @@ class MusiLingo:
             True
         """
         options = Options(max_new_tokens, temperature, top_k, top_p, num_beams)
-        waveform = self._waveforms([clip])[0]
-        features = self._encode([waveform])[0]
-        salt = salt_of(question, waveform)
-        request = self.request(features, question, options, clip=_digest(waveform), salt=salt, seed=seed)
-        self._check_lengths([request])
-        yield from text(self.writer([request], at_most=1), request)
+        (requests,) = self._requests([(clip, [question])], options, seed)
+        (request,) = _require(requests)
+        yield from text(self.writer(options, at_most=1), request)
 
     def request(
-        self,
-        features: Float[np.ndarray, "..."],
-        question: str,
-        options: Options,
-        *,
-        clip: Hashable,
-        salt: int,
-        seed: int = 0,
+        self, music: Music | Float[np.ndarray, "..."], question: str | Question, options: Options, *, seed: int = 0
     ) -> Request:
-        """A question for a `writer`, about music features as `encode` gives them.
+        """A question for a `writer`, about music as `encode` gives it.
 
-        Requests about one clip, told apart by `clip`, share the reading of its music. Draws depend on seed and salt.
+        Warns if its row, with as many new tokens as it may have, is longer than the language model was made for.
         """
-        return about_clip(self.prompt, question, features, options, clip=clip, salt=salt, seed=seed)
+        music = music if isinstance(music, Music) else music_of(music, self.encoder)
+        salt = salt_of(question, music.digest)
+        request = about_clip(self.prompt, question, music.features, options, clip=music.digest, salt=salt, seed=seed)
+        prompt = len(self.prompt.opening) + len(request.prefix.tokens) + len(request.question.tokens)
+        self._check_context(prompt + options.max_new_tokens)
+        return request
 
-    def writer(self, like: Sequence[Request], *, rows: int | None = None, at_most: int | None = None) -> Engine | Beams:
-        """What answers requests: an engine, or for options with several beams, a search.
+    def writer(self, options: Options, *, rows: int | None = None, at_most: int | None = None) -> Engine | Beams:
+        """What answers requests: an engine, or for several beams, a search.
 
         Args:
-            like: requests that it shall have room for from the start, with the options of all.
+            options: those of the requests that will come; an engine takes others too.
             rows: answers written at once; by default what the devices' memory holds.
             at_most: as many requests as will come at all, if that is known.
         """
-        size = {"rows": rows, "at_most": at_most}
-        return open_writer(self.llm, self._networks, self._params, self.prompt, like, **size, mesh=self.mesh)
+        return open_writer(
+            self.llm, self._networks, self._params, self.prompt, options, rows=rows, at_most=at_most, mesh=self.mesh
+        )
 
     def __repr__(self) -> str:
         widths = f"{self.encoder.config.embed_dim} to {self.llm.config.embed_dim}"
         return f"MusiLingo(llm {self.llm.identity['name']}, {self.llm.identity['dtype']}, adapter {widths})"
 
-    def _waveforms(self, clips: Sequence[Clip]) -> list[Float[np.ndarray, "_"]]:
-        _require_list(clips)
-        return [self._waveform(clip) for clip in clips]
+    def _requests(
+        self, asked: Iterable[tuple[Clip, str | Question | Sequence[str | Question]]], options: Options, seed: int
+    ) -> Iterator[list[Request] | UserError]:
+        """Each clip's requests, or why it cannot be read."""
+        of_clip: deque[Sequence[str | Question]] = deque()
 
-    def _waveform(self, clip: Clip) -> Float[np.ndarray, "_"]:
-        minimum = self.encoder.config.receptive_field
-        if isinstance(clip, tuple):
-            return prepare_waveform(*clip, self.encoder.audio, minimum=minimum)
-        return read_audio(clip, self.encoder.audio, minimum=minimum)
+        def clips() -> Iterator[Clip]:
+            for clip, questions in asked:
+                of_clip.append(_listed(questions))
+                yield clip
 
-    def _encode(self, waveforms: Sequence[Float[np.ndarray, "_"]]) -> list[Float[np.ndarray, "..."]]:
-        # A clip asked several questions is encoded once.
-        keys = [_digest(w) for w in waveforms]
-        distinct = dict(zip(keys, waveforms, strict=True))
-        with self._on_mesh():
-            features = dict(zip(distinct, self.encoder(list(distinct.values())), strict=True))
-        return [features[key] for key in keys]
+        for music in encoded(clips(), self.encoder):
+            questions = of_clip.popleft()
+            if isinstance(music, UserError):
+                yield music
+            else:
+                yield [self.request(music, question, options, seed=seed) for question in questions]
 
     @cached_property
     def context(self) -> int | None:
         """How many tokens the language model was made for, if its folder says."""
         return read_context(self.llm.folder)
 
-    def _check_lengths(self, requests: Sequence[Request]) -> None:
-        opening = len(self.prompt.opening)
-        self._check_context(
-            [opening + len(r.prefix.tokens) + len(r.question.tokens) for r in requests],
-            requests[0].options.max_new_tokens,
-        )
-
-    def _check_context(self, lengths: Sequence[int], new: int) -> None:
-        """Warns if a row with as many new tokens is longer than the language model was made for."""
-        context, longest = self.context, max(lengths) + new
-        if context is not None and longest > context:
-            # Rounded up: of many batches, each a little longer, not every one has to be told.
-            shown = round_up(longest, ROW_MULTIPLE)
+    def _check_context(self, tokens: int) -> None:
+        """Warns of a row of so many tokens if it is longer than the language model was made for."""
+        context = self.context
+        if context is not None and tokens > context:
+            # Rounded up: of many rows, each a little longer, not every one has to be told.
             warnings.warn(
-                f"rows of up to {shown:,} tokens, answers included, are longer than the {context:,} that "
-                f"{self.llm.folder} was made for (its max_position_embeddings): expect poor answers past these; give "
-                "shorter clips or a lower max_new_tokens",
-                stacklevel=4,
+                f"rows of up to {round_up(tokens, WARNED_MULTIPLE):,} tokens, answers included, are longer than the "
+                f"{context:,} that {self.llm.folder} was made for (its max_position_embeddings): expect poor answers "
+                "past these; give shorter clips or a lower max_new_tokens",
+                stacklevel=3,
             )
-
-    def _batch(
-        self, rows: Sequence[Row], features: Sequence[Float[np.ndarray, "..."]]
-    ) -> tuple[dict[str, np.ndarray], Float[np.ndarray, "B ..."]]:
-        """Rows and features in arrays whose sizes are rounded up, so that few programs are compiled."""
-        longest = max(len(row.tokens) for row in rows)
-        count = 1 << (len(rows) - 1).bit_length()
-        tokens = 1 << (max(f.shape[-2] for f in features) - 1).bit_length()
-        music = np.zeros((count, *features[0].shape[:-2], tokens, features[0].shape[-1]), np.float32)
-        for b, f in enumerate(features):
-            music[b, ..., : f.shape[-2], :] = f
-        return collate(rows, round_up(longest, ROW_MULTIPLE), count), music
-
-    def _on_mesh(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     @property
     def _networks(self) -> Networks:
@@ -339,30 +351,11 @@ def load(
     return MusiLingo(encoder, language, fitted.graphdef, fitted.params, tokens, mesh)
 
 
-def _digest(waveform: Float[np.ndarray, "_"]) -> bytes:
-    return sha256(waveform.data).digest()
+def _listed(questions: str | Question | Sequence[str | Question]) -> Sequence[str | Question]:
+    return [questions] if isinstance(questions, str | Question) else questions
 
 
-def _require_list(clips: Sequence[Clip]) -> None:
-    """Refuses what is easily given instead of a list of clips, and would be taken for one."""
-    alone = isinstance(clips, str | Path) or (isinstance(clips, tuple) and isinstance(clips[0], np.ndarray))
-    if alone or isinstance(clips, np.ndarray):
-        raise UserError(
-            "clips: expected a list of files or of (waveform, sample rate), found a single one; give [clip]"
-        )
-    if not clips:
-        raise UserError("clips: the list is empty")
-
-
-def _one_each(clips: Sequence[Clip], texts: str | Sequence[str], name: str) -> list[str]:
-    _require_list(clips)
-    texts = [texts] * len(clips) if isinstance(texts, str) else list(texts)
-    if len(texts) != len(clips):
-        raise UserError(f"{name}: expected one for each of {counted(len(clips), 'clip')}, found {len(texts)}")
-    return texts
-
-
-@partial(jax.jit, static_argnums=0)
-def _log_probs(networks: Networks, params: Any, batch: dict[str, Array], music: Array) -> Float[Array, "B L"]:
-    llm, adapter, _ = bind(networks, *params)
-    return token_log_probs(llm, adapter, batch, music)
+def _require(result: R | UserError) -> R:
+    if isinstance(result, UserError):
+        raise result
+    return result

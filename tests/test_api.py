@@ -1,11 +1,13 @@
 """The Python interface on tiny models: the same numbers alone and in a batch, streaming, sampling, refusals."""
 
+import dataclasses
 import doctest
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,9 +17,13 @@ from safetensors.numpy import save_file
 
 import mlingo_jax
 from mlingo_jax import api
+from mlingo_jax.data.prompt import Question
 from mlingo_jax.errors import UserError
+from mlingo_jax.features.encode import AudioEncoder
 from mlingo_jax.inference.generate import Options
+from mlingo_jax.settings import MeshConfig
 from mlingo_jax.sources import tower_of
+from mlingo_jax.training.sharding import make_mesh
 from tests.tiny import tiny_llama, tiny_mert
 
 RATE = 24000
@@ -120,6 +126,113 @@ def test_a_long_clip_is_heard_in_windows(towers):
     apart = np.concatenate(model.encode([(piece, RATE) for piece in pieces]))
     np.testing.assert_allclose(features, apart, rtol=1e-5, atol=1e-5)
     assert model.encoder.tokens(len(clip)) == len(features)
+
+
+def test_features_are_taken_wherever_a_clip_is(model, clips):
+    features = model.encode(clips)
+    assert all(a is b or (a == b).all() for a, b in zip(model.encode(features), features, strict=True))
+    answers = model.answer(clips, QUESTIONS, max_new_tokens=12)
+    assert model.answer(features, QUESTIONS, max_new_tokens=12) == answers
+    assert model.answer([*features[:3], *clips[3:]], QUESTIONS, max_new_tokens=12) == answers
+    scores_of = model.score(features, QUESTIONS, answers)
+    assert all((a == b).all() for a, b in zip(scores_of, model.score(clips, QUESTIONS, answers), strict=True))
+    # Both answers to the first question are read behind one prompt.
+    several = model.score([*features, features[0]], [*QUESTIONS, QUESTIONS[0]], [*answers, "A bell."])
+    for one, alone in zip(several, [*scores_of, model.score(clips[:1], QUESTIONS[0], ["A bell."])[0]], strict=True):
+        np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match=r"music features: expected the shape \[K, 24\].*found \[24000\]; give samples"):
+        model.answer([np.zeros(24000, np.float32)], "What?")
+
+
+class Counting(AudioEncoder):
+    """An encoder that notes how many clips it has encoded."""
+
+    def __call__(self, waveforms):
+        encoded.append(len(waveforms))
+        return super().__call__(waveforms)
+
+
+encoded: list[int] = []
+
+
+class Watched(mlingo_jax.MusiLingo):
+    """A model whose engines can be looked at."""
+
+    def writer(self, *arguments, **settings):
+        writers.append(super().writer(*arguments, **settings))
+        return writers[-1]
+
+
+writers: list[Any] = []
+
+
+def test_many_questions_about_few_clips_encode_and_read_each_clip_once(model, clips, tmp_path):
+    files = [tmp_path / f"{i}.wav" for i in range(3)]
+    for file, (samples, rate) in zip(files, clips, strict=False):
+        soundfile.write(file, samples, rate)
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+    encoder = model.encoder
+    counting = Counting(**{f.name: getattr(encoder, f.name) for f in dataclasses.fields(encoder)})
+    watched = Watched(**{**fields, "encoder": counting})
+    asked = [(file, QUESTIONS) for file in files]
+    found = list(watched.ask(asked, Options(4)))
+    assert sum(encoded) == len(files)
+    assert writers[-1].counts.prefixes_read == len(files)
+    assert writers[-1].counts.questions_read == len(files) * len(QUESTIONS)
+    encoded.clear()
+    # The same as pairs, the questions in turn: a file is still read once.
+    pairs = [(file, question) for question in QUESTIONS for file in files]
+    plain = watched.generate([file for file, _ in pairs], [question for _, question in pairs], Options(4))
+    of_file = dict(zip(files, found, strict=True))
+    for answer, (file, question) in zip(plain, pairs, strict=True):
+        answers = of_file[file]
+        assert not isinstance(answers, UserError)
+        assert answer == answers[QUESTIONS.index(question)]
+    assert sum(encoded) == writers[-1].counts.prefixes_read == len(files)
+
+
+def test_what_cannot_be_answered_says_why_and_the_others_go_on(model, clips, tmp_path):
+    """A generator of them; the first and the last are none, and one overflows."""
+    features = model.encode(clips[:2])
+    broken = np.full_like(features[0], np.nan)
+    given = ["nowhere.wav", clips[0], broken, features[1], tmp_path]
+    found = list(model.ask(((clip, ["What?", "Who?"]) for clip in given), Options(4)))
+    assert [isinstance(some, UserError) for some in found] == [True, False, True, False, True]
+    assert "nowhere.wav" in str(found[0])
+    assert "because its music is not" in str(found[2])
+    assert found[1] == model.generate(clips[:1] * 2, ["What?", "Who?"], Options(4))
+    given = [("nowhere.wav", "What?"), (clips[0], []), (clips[0], "What?")]
+    assert list(model.ask(given, Options(4)))[1:] == [[], model.generate(clips[:1], "What?", Options(4))]
+    with pytest.raises(UserError, match="because its music is not"):
+        model.answer([clips[0], broken], "What?", max_new_tokens=4)
+
+
+def test_earlier_turns_are_read_and_a_row_with_them_is_that_row_alone(model, clips):
+    questions = [Question(q, (("What plays?", "A bell."), ("Why?", "So."))[: i % 3]) for i, q in enumerate(QUESTIONS)]
+    options = Options(12, temperature=0.7)
+    together = model.generate(clips, questions, options)
+    alone = [model.generate([c], q, options)[0] for c, q in zip(clips, questions, strict=True)]
+    assert together == alone
+    with_turns = model.score(clips[1:2], questions[1], ["A bell."])[0]
+    assert (with_turns != model.score(clips[1:2], QUESTIONS[1], ["A bell."])[0]).all()
+    assert "".join(model.stream(clips[1], questions[1], max_new_tokens=12, temperature=0.7)) == together[1].text
+
+
+def test_two_streams_in_turn_leave_no_mesh_behind(towers, model, clips):
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    meshed = mlingo_jax.load(mert=towers[0], llm=towers[1], dtype="float32", frames_per_token=20, mesh=mesh)
+    streams = {i: meshed.stream(clips[i], QUESTIONS[i], max_new_tokens=20) for i in (4, 5)}
+    pieces: dict[int, list[str]] = {i: [] for i in streams}
+    while streams:
+        for i in tuple(streams):
+            if piece := next(streams[i], None):
+                pieces[i].append(piece)
+            else:
+                del streams[i]
+            assert jax.sharding.get_abstract_mesh().empty
+    assert min(map(len, pieces.values())) > 1
+    for i, some in pieces.items():
+        assert some == list(model.stream(clips[i], QUESTIONS[i], max_new_tokens=20))
 
 
 def test_a_mesh_changes_no_number(towers, clips):

@@ -20,17 +20,17 @@ from safetensors.numpy import save_file
 
 import mlingo_jax
 from mlingo_jax import caption
-from mlingo_jax.captioning.catalogue import jobs, make_writer
-from mlingo_jax.captioning.dealing import in_order
+from mlingo_jax.captioning.catalogue import jobs
 from mlingo_jax.captioning.parquet_file import ParquetAnswers
 from mlingo_jax.captioning.plan import FIELDS, Plan
 from mlingo_jax.captioning.progress import CatalogueProgress
-from mlingo_jax.captioning.pump import Job, Pump, Result
+from mlingo_jax.captioning.pump import Job, Pump
 from mlingo_jax.captioning.sections import clock, fitting, sections
 from mlingo_jax.captioning.sidecar import text_of, write_sidecar
 from mlingo_jax.captioning.tracks import Files, Track
 from mlingo_jax.errors import UserError
 from mlingo_jax.inference.answer_file import key
+from mlingo_jax.inference.answering import in_order
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Options
 from tests.tiny import tiny_llama, tiny_mert
@@ -116,7 +116,7 @@ def test_several_questions_make_a_row_each_and_a_file_is_encoded_once(interface,
 
 def test_each_track_is_encoded_once_and_each_prefix_read_once(interface, music):
     plan = Plan(QUESTIONS, (("tempo", "Fast?"), ("key", "Which key?")), options=Options(4))
-    writer = make_writer(interface, plan, rows=4)
+    writer = interface.writer(plan.options, rows=4)
     assert isinstance(writer, Engine)
     tracks = [Track(str(path)) for path in sorted(music.glob("[0-9]*.wav"))]
     pump = Pump(interface, writer, plan)
@@ -224,9 +224,9 @@ def test_sections_are_answered_one_by_one_and_summed_up(model, interface, long_t
     features = interface.encode([long_track])[0]
     cut = sections(70 * RATE, interface.encoder, 20.0)
     assert [(part.start, part.end) for part in cut] == [(part["start"], part["end"]) for part in parts]
-    writer = make_writer(interface, Plan(("Who?",), options=Options(6)), rows=1)
+    writer = interface.writer(Options(6), rows=1)
     for part, told in zip(cut, parts, strict=True):
-        request = interface.request(features[part.first : part.last], "Who?", Options(6), clip=part, salt=0)
+        request = interface.request(features[part.first : part.last], "Who?", Options(6))
         writer.submit(request)
         tokens: list[int] = []
         while writer.busy:
@@ -288,9 +288,9 @@ def test_a_few_bad_files_are_no_failure_if_that_is_said(model, music, tmp_path):
 
 @given(st.permutations(range(30)), st.integers(1, 30))
 def test_lines_are_in_order_unless_one_is_very_late(order, most):
-    results = [Result(number, [{"n": number}]) for number in order]
-    found = [lines[0]["n"] for lines in in_order(results, most)]
+    found = list(in_order(((number, number) for number in order), most))
     assert sorted(found) == list(range(30))
+    assert list(in_order((number, number) for number in order)) == list(range(30))
     if most == 30:
         assert found == list(range(30))
 

@@ -1,5 +1,6 @@
 """Rows of token ids: the reference implementation's ids, compactness, cutting, batches, settings."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from mlingo_jax.data.placeholders import without_placeholders
-from mlingo_jax.data.prompt import STAGE_1, Prompt, PromptSettings, collate, read_context
+from mlingo_jax.data.prompt import STAGE_1, Prompt, PromptSettings, Question, collate, read_context
 from mlingo_jax.data.tokenizer import load_tokenizer
 from mlingo_jax.errors import UserError
 from tests.tiny import tiny_tokenizer
@@ -67,6 +68,42 @@ def test_an_inference_row_is_the_training_row_without_its_answer(tokenizer):
     assert training.tokens[:size].tolist() == inference.tokens.tolist()
     assert training.loss_weights[:size].sum() == inference.loss_weights.sum() == 0
     assert training.loss_weights[size:].all()
+
+
+def test_earlier_questions_and_answers_stand_before_a_question(tokenizer):
+    """As in the reference implementation's demo: the music in the first turn, what ends an answer begins the next."""
+    prompt = Prompt(tokenizer, PromptSettings())
+    row = prompt.row(Question("How fast?", (("What plays?", "A bell."), ("Why?", "So."))), "Slow.", 2)
+    pieces = [
+        "</Audio> What plays? ###Assistant: ",
+        "A bell.",
+        "###Human: Why? ###Assistant: ",
+        "So.",
+        "###Human: How fast? ###Assistant: ",
+        "Slow.###",
+    ]
+    before = prompt.row("", None, 2).tokens[: len(prompt.opening) + 2].tolist()
+    ids = [encode(tokenizer, piece) for piece in pieces]
+    assert row.tokens.tolist() == [*before, *itertools.chain(*ids)]
+    assert row.loss_weights.sum() == len(ids[-1])
+    alone = prompt.row(Question("How fast?"), "Slow.", 2)
+    assert alone.tokens.tolist() == prompt.row("How fast?", "Slow.", 2).tokens.tolist()
+
+
+def test_turns_of_a_template_of_special_tokens_each_end_and_begin(tmp_path):
+    tokenizer = added(tmp_path, "<|user|>", "<|model|>", "<|end|>", special=True)
+    settings = PromptSettings("<|user|> Hear: {}<|model|>", "<|end|>", stop=("<|end|>",))
+    row = Prompt(tokenizer, settings).row(Question("B?", (("A?", "Yes."),)), None, 1)
+    user, model, end = (tokenizer.convert_tokens_to_ids(text) for text in ("<|user|>", "<|model|>", "<|end|>"))
+    texts = (" Hear: <Audio>", "</Audio> A?", "Yes.", " Hear: B?")
+    opening, first, answer, second = (encode(tokenizer, text) for text in texts)
+    turn = [tokenizer.bos_token_id, user, *opening, 0, *first, model, *answer, end]
+    assert row.tokens.tolist() == [*turn, user, *second, model]
+
+
+def test_without_a_template_turns_cannot_be_told_apart(tokenizer):
+    with pytest.raises(UserError, match="the prompt has no template, so it cannot hold earlier questions"):
+        Prompt(tokenizer, STAGE_1).row(Question("B?", (("A?", "Yes."),)), None, 1)
 
 
 def test_stage_1_has_no_prompt_and_no_question(tokenizer):

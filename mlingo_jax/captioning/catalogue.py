@@ -4,18 +4,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
 from mlingo_jax.api import MusiLingo
 from mlingo_jax.captioning import dealing
-from mlingo_jax.captioning.plan import FIELDS, Line, Plan
+from mlingo_jax.captioning.plan import Line, Plan
 from mlingo_jax.captioning.progress import CatalogueProgress
 from mlingo_jax.captioning.pump import Job, Pump
 from mlingo_jax.captioning.sidecar import write_sidecar
 from mlingo_jax.captioning.tracks import Tracks
 from mlingo_jax.inference.answer_file import key
-from mlingo_jax.inference.answering import Writer
+from mlingo_jax.inference.answering import Writer, in_order
 from mlingo_jax.inference.engine import Engine
+
+# Results of several processes wait for one that is late; not more than so many.
+LATE = 4096
 
 
 @runtime_checkable
@@ -54,7 +55,7 @@ def answer_catalogue(
     sidecars: Sidecars | None = None,
 ) -> Totals:
     """Writes the lines of all tracks that are not done; tracks and output are the first process's, None on others."""
-    writer = make_writer(model, plan, rows)
+    writer = model.writer(plan.options, rows=rows)
     pump = Pump(model, writer, plan)
     if tracks is None or output is None:
         for _ in dealing.results(pump, (), writer.rows):
@@ -63,7 +64,8 @@ def answer_catalogue(
     todo = _count(tracks, plan, output)
     totals = Totals(len(tracks), len(tracks) - todo)
     with CatalogueProgress(totals.files, totals.before, shown=True) as progress:
-        for lines in dealing.in_order(dealing.results(pump, jobs(tracks, plan, output), writer.rows)):
+        results = dealing.results(pump, jobs(tracks, plan, output), writer.rows)
+        for lines in in_order(((result.number, result.lines) for result in results), LATE):
             output.write(*lines)
             failed = any("error" in line for line in lines)
             totals.failed += failed
@@ -86,16 +88,6 @@ def jobs(tracks: Tracks, plan: Plan, output: Output) -> Iterator[Job]:
 def asked(tracks: Tracks, plan: Plan) -> Iterator[int]:
     """The keys of all lines."""
     return (key(track.path, question) for track in tracks for question in plan.lines)
-
-
-def make_writer(model: MusiLingo, plan: Plan, rows: int | None) -> Writer:
-    """An engine with room for the plan's questions about tracks of a few minutes; it grows for longer ones."""
-    config, states = model.encoder.config, ()
-    if model.encoder.per_layer:
-        states = (config.states,)
-    music = np.zeros((*states, 1, config.embed_dim), np.float32)
-    texts = [*(q for q in plan.lines if q != FIELDS), *(text for _, text in plan.fields)]
-    return model.writer([model.request(music, text, plan.options, clip=0, salt=0) for text in texts], rows=rows)
 
 
 def busy_share(writer: Writer) -> float | None:

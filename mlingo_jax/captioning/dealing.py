@@ -11,13 +11,14 @@ from itertools import islice
 
 import jax
 
-from mlingo_jax.captioning.plan import Line
 from mlingo_jax.captioning.pump import Job, Pump, Result
 from mlingo_jax.captioning.tracks import Track
+from mlingo_jax.inference.clips import CLIPS
 from mlingo_jax.processes import Board, is_primary
 
-# Jobs that a process takes at a time; the fewest that lie ready or are worked on for each process.
-BLOCK, READY = 8, 64
+# Jobs that a process takes at a time; the fewest that lie ready or are worked on for each process: more than one may
+# hold before the first is answered, or all would wait for further ones.
+BLOCK, READY = 8, 2 * CLIPS
 # How often the first process looks for the others' results, in seconds.
 EVERY = 0.2
 
@@ -38,23 +39,9 @@ def results(pump: Pump, jobs: Iterable[Job], rows: int) -> Iterator[Result]:
     collector = _Collector(board, jobs, jax.process_count() * max(READY, 4 * rows))
     for result in pump.run(_taken(board)):
         yield result
-        collector.received(1)
+        collector.own()
         yield from collector.arrived()
     yield from collector.rest()
-
-
-def in_order(results: Iterable[Result], most: int = 4096) -> Iterator[list[Line]]:
-    """Lines in the order of their jobs; but not more than `most` results wait for one that is late."""
-    waiting: dict[int, list[Line]] = {}
-    due = 0
-    for result in results:
-        waiting[result.number] = result.lines
-        while due in waiting or len(waiting) > most:
-            due = due if due in waiting else min(waiting)
-            yield waiting.pop(due)
-            due += 1
-    for _, lines in sorted(waiting.items()):
-        yield lines
 
 
 def _taken(board: Board) -> Iterator[Job]:
@@ -77,10 +64,10 @@ class _Collector:
         for target, *arguments in ((self._lay, jobs), (self._collect,)):
             threading.Thread(target=self._guarded, args=(target, *arguments), daemon=True).start()
 
-    def received(self, count: int) -> None:
-        """So many results have been taken: as many further jobs may be laid out."""
-        self._received += count
-        self._room.release(count)
+    def own(self) -> None:
+        """This process has answered a job."""
+        self._received += 1
+        self._room.release()
 
     def arrived(self) -> Iterator[Result]:
         """The others' results that have come."""
@@ -100,7 +87,7 @@ class _Collector:
         result = self._results.get(timeout=timeout)
         if isinstance(result, BaseException):
             raise result
-        self.received(1)
+        self._received += 1
         return result
 
     def _guarded(self, target, *arguments) -> None:
@@ -126,3 +113,5 @@ class _Collector:
         while not self._stopped.wait(EVERY):
             for number, lines in self._board.take_all("result"):
                 self._results.put(Result(number, lines))
+                # Here, not where it is taken: there this process may be waiting for a further job itself.
+                self._room.release()

@@ -1,24 +1,17 @@
-"""What is asked about each track, and how a track's answers become lines of the output.
-
-Axes: K music features of a track, S hidden states, D encoder width.
-"""
+"""What is asked about each track, and how a track's answers become lines of the output."""
 
 import math
-import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
+from mlingo_jax.api import MusiLingo
 from mlingo_jax.captioning.sections import Section, clock, fitting, sections
 from mlingo_jax.captioning.tracks import Track
-from mlingo_jax.data.prompt import Prompt
-from mlingo_jax.data.stored import Waveform
-from mlingo_jax.features.encode import AudioEncoder
+from mlingo_jax.inference.answering import Script
+from mlingo_jax.inference.clips import Music
 from mlingo_jax.inference.generate import Answer, Options
-from mlingo_jax.inference.prompts import about_clip, in_words, salt_of
+from mlingo_jax.inference.prompts import in_words
 from mlingo_jax.inference.requests import Request
 
 # What a line of fields has in place of a question.
@@ -37,9 +30,10 @@ SUMMARY = (
     "Write one answer to the question about the whole piece."
 )
 
+# What a language model holds that does not say for how many tokens it was made.
+CONTEXT = 2048
+
 Line = dict[str, Any]
-Script = Generator[list[Request], list[Answer], Line]
-"""What is asked about a track for one line: gives requests, takes their answers, returns the line."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +65,24 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A track that has been encoded: `features` are its music, every section's together."""
+    """A track that has been encoded, and the model that is asked about it."""
 
     track: Track
-    waveform: Waveform
-    features: Float[np.ndarray, "*S K D"]
-    encoder: AudioEncoder
-    prompt: Prompt
-    context: int
+    music: Music
+    model: MusiLingo
 
     @property
     def seconds(self) -> float:
-        return round(len(self.waveform) / self.encoder.audio.sample_rate, 3)
+        """How long it is."""
+        return round(self.music.samples / self.model.encoder.audio.sample_rate, 3)
+
+    def request(self, question: str, plan: Plan, part: Section | None = None) -> Request:
+        """A question about it, or about a part of it."""
+        music = self.music if part is None else self.music.part(part.first, part.last)
+        return self.model.request(music, question, plan.options, seed=plan.seed)
 
 
-def script(encoded: Encoded, question: str, plan: Plan) -> Script:
+def script(encoded: Encoded, question: str, plan: Plan) -> Script[Line]:
     """What is asked for the line of a question."""
     if question == FIELDS and plan.fields:
         return _fields(encoded, plan)
@@ -102,13 +99,13 @@ def likelihood(answer: Answer) -> float:
     return math.exp(sum(answer.log_probs) / len(answer.log_probs)) if answer.log_probs else 0.0
 
 
-def _whole(encoded: Encoded, question: str, plan: Plan) -> Script:
-    (answer,) = yield [_about(encoded, question, plan)]
+def _whole(encoded: Encoded, question: str, plan: Plan) -> Script[Line]:
+    (answer,) = yield [encoded.request(question, plan)]
     return _line(encoded, question, answer=answer.text, finish_reason=answer.finish_reason)
 
 
-def _fields(encoded: Encoded, plan: Plan) -> Script:
-    answers = yield [_about(encoded, question, plan) for _, question in plan.fields]
+def _fields(encoded: Encoded, plan: Plan) -> Script[Line]:
+    answers = yield [encoded.request(question, plan) for _, question in plan.fields]
     values: dict[str, Any] = {}
     for (name, _), answer in zip(plan.fields, answers, strict=True):
         likely = round(likelihood(answer), 4)
@@ -117,10 +114,10 @@ def _fields(encoded: Encoded, plan: Plan) -> Script:
     return _line(encoded, FIELDS, fields=values)
 
 
-def _sections(encoded: Encoded, question: str, plan: Plan) -> Script:
+def _sections(encoded: Encoded, question: str, plan: Plan) -> Script[Line]:
     assert plan.sections is not None
-    found = sections(len(encoded.waveform), encoded.encoder, plan.sections)
-    answers = yield [_about(encoded, question, plan, part) for part in found]
+    found = sections(encoded.music.samples, encoded.model.encoder, plan.sections)
+    answers = yield [encoded.request(question, plan, part) for part in found]
     parts = [
         {"start": part.start, "end": part.end, "answer": answer.text, "finish_reason": answer.finish_reason}
         for part, answer in zip(found, answers, strict=True)
@@ -133,33 +130,23 @@ def _sections(encoded: Encoded, question: str, plan: Plan) -> Script:
     return _line(encoded, question, **whole, sections=parts)
 
 
-def _summary(
-    encoded: Encoded, question: str, plan: Plan, texts: Sequence[str]
-) -> Generator[list[Request], list[Answer], Answer]:
+def _summary(encoded: Encoded, question: str, plan: Plan, texts: Sequence[str]) -> Script[Answer]:
     """One answer out of many; of more than a prompt holds, out of answers out of groups of them."""
 
     def request(parts: Sequence[str]) -> Request:
         text = SUMMARY.format(question=question, parts="\n".join(parts))
-        return in_words(encoded.prompt, text, encoded.features, plan.options, seed=plan.seed)
+        return in_words(encoded.model.prompt, text, encoded.music.features, plan.options, seed=plan.seed)
 
     def tokens(parts: Sequence[str]) -> int:
         asked = request(parts)
         return len(asked.prefix.tokens) + len(asked.question.tokens)
 
     while True:
-        groups = fitting(texts, tokens, encoded.context - plan.options.max_new_tokens)
+        groups = fitting(texts, tokens, (encoded.model.context or CONTEXT) - plan.options.max_new_tokens)
         answers = yield [request(group) for group in groups]
         if len(groups) == 1:
             return answers[0]
         texts = [answer.text for answer in answers]
-
-
-def _about(encoded: Encoded, question: str, plan: Plan, part: Section | None = None) -> Request:
-    salt, clip, features = salt_of(question, encoded.waveform), (encoded.track.path, 0, -1), encoded.features
-    if part is not None:
-        salt = zlib.crc32(str(part.first).encode(), salt)
-        clip, features = (encoded.track.path, part.first, part.last), features[..., part.first : part.last, :]
-    return about_clip(encoded.prompt, question, features, plan.options, clip=clip, salt=salt, seed=plan.seed)
 
 
 def _line(encoded: Encoded, question: str, **values: Any) -> Line:

@@ -88,6 +88,14 @@ class Row:
     truncated: bool = False
 
 
+@dataclass(frozen=True)
+class Question:
+    """A question about a clip, and the questions about it and their answers that came before, the oldest first."""
+
+    text: str
+    earlier: tuple[tuple[str, str], ...] = ()
+
+
 _NONE = np.zeros(0, np.int32)
 EMPTY = Row(_NONE, _NONE, _NONE, _NONE, np.zeros(0, np.float32))
 """A row without an example: all padding."""
@@ -107,6 +115,11 @@ class Prompt:
         # Up to its first special token the text after a question or an answer is tokenised together with it.
         self._after_question, self._question_ends = self._split(after)
         self._after_answer, self._answer_ends = self._split(settings.end_symbol)
+        # A further question's text is tokenised together with what stands before it, from the last special token on.
+        *_, self._before_question = _by_special_tokens(before, tokenizer)
+        self._turn_begins = self._parsed(before.removesuffix(self._before_question))
+        # "###" both ends an answer and begins the next turn, and stands there once.
+        self._turn_ends = not before.startswith(settings.end_symbol)
 
     @cached_property
     def closing(self) -> list[int]:
@@ -120,16 +133,21 @@ class Prompt:
         opening = [*([bos] if isinstance(bos, int) else []), *self._parsed(before)]
         return opening, [*self._encode([text + self._after_question])[0], *self._question_ends]
 
-    def row(self, question: str, answer: str | None, music_tokens: int) -> Row:
-        """The row of one example; without an answer, the prompt to be answered."""
-        after = self._after_ids([question])[0]
+    def row(self, question: str | Question, answer: str | None, music_tokens: int) -> Row:
+        """The row of one example; without an answer, the prompt to be answered.
+
+        Raises UserError for a question with earlier ones where there is no template.
+        """
+        after = self._after_ids([question])[0] if isinstance(question, str) else self._turn_ids(question)
         ids, truncated = ([], False) if answer is None else self.answer_ids(answer)
         return _row(self.opening, music_tokens, after, ids, truncated)
 
-    def rows(self, asked: Sequence[tuple[str, str, int]]) -> list[Row]:
-        """The rows of several examples, (question, answer, music tokens) each; all are tokenised at once."""
+    def rows(self, asked: Sequence[tuple[str | Question, str, int]]) -> list[Row]:
+        """The rows of several examples, (question, answer, music tokens) each; texts are tokenised at once."""
         questions, answers, music = zip(*asked, strict=True) if asked else ((), (), ())
-        afters, ends = self._after_ids(questions), self._answer_ids(answers)
+        texts = iter(self._after_ids([question for question in questions if isinstance(question, str)]))
+        afters = [next(texts) if isinstance(question, str) else self._turn_ids(question) for question in questions]
+        ends = self._answer_ids(answers)
         limit = self.settings.max_answer_tokens
         return [
             _row(self.opening, tokens, after, ids[:limit], len(ids) > limit)
@@ -182,6 +200,23 @@ class Prompt:
             return [[]] * len(questions)
         texts = [f"{_MUSIC_CLOSES} {without_placeholders(q)}{self._after_question}" for q in questions]
         return [[*ids, *self._question_ends] for ids in self._encode(texts)]
+
+    def _turn_ids(self, question: Question) -> list[int]:
+        """The ids of what follows the music: in the first turn, as in the reference implementation's demo.
+
+        Of two turns, with the default template:
+
+            </Audio> What plays? ###Assistant: A bell.###Human: How fast? ###Assistant:
+        """
+        if question.earlier and not self.settings.template:
+            raise UserError("the prompt has no template, so it cannot hold earlier questions; ask this one alone")
+        asked = [*(text for text, _ in question.earlier), question.text]
+        ids = self._after_ids(asked[:1])[0]
+        for (_, answer), further in zip(question.earlier, asked[1:], strict=True):
+            ids += self._answer_ids([answer])[0] if self._turn_ends else self._encode([answer])[0]
+            text = self._before_question + without_placeholders(further) + self._after_question
+            ids += [*self._turn_begins, *self._encode([text])[0], *self._question_ends]
+        return ids
 
     def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         encoded = self._encode([answer + self._after_answer for answer in answers])

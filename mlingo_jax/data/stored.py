@@ -5,7 +5,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -13,6 +15,9 @@ from tqdm import tqdm
 
 from mlingo_jax.data.audio import AudioSettings, decode_audio, measure_audio, read_audio
 from mlingo_jax.errors import UserError
+
+K = TypeVar("K")
+R = TypeVar("R")
 
 Waveform = Float32[np.ndarray, "_"]
 
@@ -64,21 +69,22 @@ def read_clip(audio: Audio, settings: AudioSettings, *, minimum: int, clip: str 
 def read_ahead(
     clips: Iterable[tuple[str, Audio]], audio: AudioSettings, minimum: int, *, most_bytes: int = MOST_BYTES
 ) -> Iterator[tuple[str, Waveform | UserError]]:
-    """Reads clips in threads, a few ahead of what is asked for, and gives them in order.
+    """Reads clips in threads, a few ahead of what is asked for, and gives them in order: see `ahead`."""
+    read = partial(read_clip, settings=audio, minimum=minimum)
+    return ahead(((name, partial(read, clip, clip=name)) for name, clip in clips), most_bytes)
 
-    What waits is at most `most_bytes`, as far as the clips before tell how long the next ones are.
+
+def ahead(
+    tasks: Iterable[tuple[K, Callable[[], R]]], most_bytes: int = MOST_BYTES
+) -> Iterator[tuple[K, R | UserError]]:
+    """Runs what reads in threads, a few ahead of what is asked for; gives results, or the UserErrors raised, in order.
+
+    What waits is at most `most_bytes`, as far as the results before tell how large the next ones are.
     """
-
-    def read(name: str, clip: Audio) -> Waveform | UserError:
-        try:
-            return read_clip(clip, audio, minimum=minimum, clip=name)
-        except UserError as error:
-            return error
-
     workers = _workers()
     sizes = deque([most_bytes // 4], maxlen=_REMEMBERED)
-    todo = iter(clips)
-    waiting: deque[tuple[str, Future[Waveform | UserError]]] = deque()
+    todo = iter(tasks)
+    waiting: deque[tuple[K, Future[R | UserError]]] = deque()
 
     def has_room() -> bool:
         held = [_bytes(future.result()) if future.done() else max(sizes) for _, future in waiting]
@@ -86,16 +92,16 @@ def read_ahead(
 
     with ThreadPoolExecutor(workers) as pool:
         while True:
-            while has_room() and (clip := next(todo, None)):
-                waiting.append((clip[0], pool.submit(read, *clip)))
+            while has_room() and (task := next(todo, None)):
+                waiting.append((task[0], pool.submit(_error_or, task[1])))
             if not waiting:
                 return
-            name, future = waiting.popleft()
-            waveform = future.result()
-            sizes.append(_bytes(waveform))
-            yield name, waveform
+            key, future = waiting.popleft()
+            result = future.result()
+            sizes.append(_bytes(result))
+            yield key, result
             # Not held while the next ones are read.
-            del waveform, future
+            del result, future
 
 
 def duration(audio: Audio, most_seconds: float = float("inf")) -> float | None:
@@ -120,5 +126,12 @@ def _workers() -> int:
     return min(os.cpu_count() or 1, 8)
 
 
-def _bytes(waveform: Waveform | UserError) -> int:
-    return 0 if isinstance(waveform, UserError) else waveform.nbytes
+def _error_or(read: Callable[[], R]) -> R | UserError:
+    try:
+        return read()
+    except UserError as error:
+        return error
+
+
+def _bytes(result: object) -> int:
+    return result.nbytes if isinstance(result, np.ndarray) else 0

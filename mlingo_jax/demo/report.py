@@ -16,6 +16,7 @@ from mlingo_jax.demo.corpus import Clip, read_clips
 from mlingo_jax.demo.materials import TIMES
 from mlingo_jax.demo.music import ATTRIBUTES
 from mlingo_jax.demo.texts import CAPTION, CAPTION_REQUESTS, QUESTIONS, named
+from mlingo_jax.errors import UserError
 from mlingo_jax.evaluation.answers import Answer
 from mlingo_jax.evaluation.floors import shuffles
 from mlingo_jax.evaluation.intervals import Resamples
@@ -23,11 +24,11 @@ from mlingo_jax.evaluation.markdown import table
 from mlingo_jax.evaluation.report import Metrics, summarise
 from mlingo_jax.evaluation.statistics import Scored, mean_statistics, ratio
 from mlingo_jax.files import write_atomic
+from mlingo_jax.inference.generate import Options
 from mlingo_jax.settings import Config
 
 # The whole demo's clock: the module is imported as the command begins.
 _START = time.perf_counter()
-CLIPS_AT_ONCE = 48
 SHOWN = 5
 MAX_NEW_TOKENS = 48
 ASKED: Mapping[str, str] = {**{name: QUESTIONS[name][0] for name in ATTRIBUTES}, CAPTION: CAPTION_REQUESTS[0]}
@@ -64,12 +65,12 @@ def ask_all(workdir: Path, mert: str, llm: str, dtype: str, files: Sequence[Path
     """The answers to every question of `ASKED` about every clip, by subject, of a run and its towers."""
     model = mlingo_jax.load(adapter=workdir, mert=mert, llm=llm, dtype=dtype)
     answers: Answers = {subject: [] for subject in ASKED}
-    for start in tqdm(range(0, len(files), CLIPS_AT_ONCE), "answering", disable=None):
-        some = files[start : start + CLIPS_AT_ONCE]
-        questions = [question for question in ASKED.values() for _ in some]
-        given = model.answer([*some] * len(ASKED), questions, max_new_tokens=MAX_NEW_TOKENS)
-        for i, subject in enumerate(ASKED):
-            answers[subject] += given[i * len(some) : (i + 1) * len(some)]
+    given = model.ask([(file, list(ASKED.values())) for file in files], Options(MAX_NEW_TOKENS))
+    for of_clip in tqdm(given, "answering", len(files), disable=None):
+        if isinstance(of_clip, UserError):
+            raise of_clip
+        for subject, answer in zip(ASKED, of_clip, strict=True):
+            answers[subject].append(answer.text)
     return answers
 
 

@@ -56,7 +56,7 @@ def write_answers(
             if requests and writer is None:
                 of_all = max(len(share) for share in shares)
                 writer = open_writer(
-                    model.llm, model.networks, model.params, model.prompt, requests, at_most=of_all, mesh=model.mesh
+                    model.llm, model.networks, model.params, model.prompt, options, at_most=of_all, mesh=model.mesh
                 )
             written = []
             for place, answer in answers(writer, (requests[i] for i in order)) if writer and requests else ():

@@ -62,6 +62,10 @@ class Beams:
         self._queue.append((number, request))
         return number
 
+    def cancel(self, request: int) -> None:
+        """Drops a request."""
+        self._queue = deque(item for item in self._queue if item[0] != request)
+
     def step(self) -> list[News]:
         """The answers to the first requests, whole; log-probabilities of tokens are not told."""
         if not self._queue:

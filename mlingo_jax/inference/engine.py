@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mlingo_jax.inference.layout import Layout, bucket
-from mlingo_jax.inference.programs import Pieces, Written, begin, read_prefixes, read_questions, write_chunk
+from mlingo_jax.inference.programs import Pieces, Rows, Written, begin, read_prefixes, read_questions, write_chunk
 from mlingo_jax.inference.requests import Piece, Request, ask, pad
 from mlingo_jax.inference.stopping import NOT_FINITE, START, FinishReason, StopRule, finish_reason
 from mlingo_jax.models.musilingo import Networks
@@ -64,7 +64,8 @@ class Engine:
     """Writes the answers to requests in the rows of a layout.
 
     `submit` and `cancel` may be called from any thread at any time, all else from one alone. A request for which the
-    layout has no room waits until the rows before it have ended; then the layout grows, and is compiled for.
+    layout has no room waits until the rows before it have ended; then the layout grows, and is compiled for. Nothing is
+    on the device before the first request, and the layout grows for all that have come by then.
 
     Attributes:
         rule: when answers end.
@@ -91,7 +92,9 @@ class Engine:
         self._cancelled: deque[int] = deque()
         self._queue: deque[tuple[int, Request]] = deque()
         self._written: Written | None = None
-        self._begin(layout)
+        self._layout = layout
+        self._held: list[_Row | None] = [None] * layout.rows
+        self._rows: Rows | None = None
 
     @property
     def layout(self) -> Layout:
@@ -176,11 +179,12 @@ class Engine:
 
     def _admit(self) -> None:
         while self._queue and None in self._held:
-            _, first = self._queue[0]
-            grown = _grown(self._layout, first)
-            if grown != self._layout:
+            grown = _grown(self._layout, self._queue[0][1])
+            if self._rows is None or grown != self._layout:
                 if any(self._held):
                     return
+                for _, request in self._queue:
+                    grown = _grown(grown, request)
                 self._begin(grown)
             self._read(self._take_alike())
 

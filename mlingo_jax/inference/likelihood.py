@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int32
 
 from mlingo_jax.data.packing import ROW_LENGTH, join, pack
-from mlingo_jax.data.prompt import Prompt, Row, collate
+from mlingo_jax.data.prompt import Prompt, Question, Row, collate
 from mlingo_jax.inference import columns
 from mlingo_jax.models.musilingo import Networks, bind, embed_rows, next_token_log_probs, token_log_probs
 
@@ -39,7 +39,7 @@ class Asked:
     """A question about a clip's music features (with K = 0, without music), and answers to be scored."""
 
     features: Float[np.ndarray, "*S K D"]
-    question: str
+    question: str | Question
     answers: tuple[str, ...]
 
 

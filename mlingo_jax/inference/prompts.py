@@ -9,14 +9,14 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from mlingo_jax.data.prompt import Prompt
+from mlingo_jax.data.prompt import Prompt, Question
 from mlingo_jax.inference.generate import Options
 from mlingo_jax.inference.requests import Piece, Request, cut
 
 
 def about_clip(
     prompt: Prompt,
-    question: str,
+    question: str | Question,
     features: Float[np.ndarray, "*S K D"],
     options: Options,
     *,
@@ -43,13 +43,16 @@ def in_words(prompt: Prompt, text: str, like: Float[np.ndarray, "*S K D"], optio
     if not len(opening):
         opening, rest = rest[:1], rest[1:]
     prefix = Piece(opening, np.full_like(opening, -1), none, opened=False)
-    salt = zlib.crc32(text.encode())
+    salt = salt_of(text, b"no music")
     return Request("no music", prefix, Piece(rest, np.full_like(rest, -1), none), options, seed, salt)
 
 
-def salt_of(question: str, waveform: Float[np.ndarray, "N"]) -> int:
-    """What draws about a clip depend on besides the seed."""
-    return zlib.crc32(question.encode(), zlib.crc32(np.ascontiguousarray(waveform).data))
+def salt_of(question: str | Question, clip: bytes) -> int:
+    """What draws about a clip depend on besides the seed; `clip` is what tells it from others."""
+    if isinstance(question, str):
+        return zlib.crc32(question.encode(), zlib.crc32(clip))
+    turns = [text for turn in question.earlier for text in turn]
+    return salt_of("\0".join([*turns, question.text]), clip)
 
 
 def by_clip(requests: Sequence[Request]) -> list[int]:

@@ -56,7 +56,7 @@ class HeldOutAnswers:
         params = self._frozen, trained
         # The mesh splits rows evenly.
         rows = batch_shards(self._mesh) * -(-len(requests) // batch_shards(self._mesh))
-        writer = open_writer(self._llm, networks, params, self._prompt, requests, rows=rows, mesh=self._mesh)
+        writer = open_writer(self._llm, networks, params, self._prompt, options, rows=rows, mesh=self._mesh)
         texts = {place: answer.text for place, answer in answers(writer, requests)}
         return [
             {"clip": e.clip, "question": e.question, "reference": e.answer, "answer": texts[place]}
