@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from mlingo_jax.inference.answering import answers
-from mlingo_jax.inference.decode import decode, prefill
+from mlingo_jax.inference.decode import Prompts, decode, prefill
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Options
 from mlingo_jax.inference.layout import layout
@@ -88,10 +88,11 @@ def by_batches(llm: Llama, rows: int, lengths: Sequence[int]) -> int:
     flat, table, steps = nnx.to_pure_dict(params), never(llm).table, 0
     embeddings = jax.random.normal(jax.random.key(0), (rows, PROMPT, llm.config.embed_dim))
     positions = jnp.broadcast_to(jnp.arange(PROMPT), (rows, PROMPT))
-    prompt = (embeddings, positions, jnp.ones_like(positions), table, row_keys(0, np.arange(rows, dtype=np.uint32)))
+    prompts = Prompts(embeddings, positions, jnp.ones_like(positions))
+    keys = row_keys(0, np.arange(rows, dtype=np.uint32))
     for start in range(0, len(lengths), rows):
         longest = max(lengths[start : start + rows])
-        state = prefill(graph, flat, *prompt, None, max_new_tokens=LONGEST)
+        state = prefill(graph, flat, prompts, table, keys, None, max_new_tokens=LONGEST)
         state = decode(graph, flat, state, table, None, jnp.int32(longest))
         assert int(state.step) == longest
         steps += rows * longest

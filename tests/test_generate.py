@@ -16,6 +16,7 @@ from mlingo_jax.errors import UserError
 from mlingo_jax.inference.answering import answers, text
 from mlingo_jax.inference.beam import beam_search
 from mlingo_jax.inference.beams import Beams
+from mlingo_jax.inference.decode import Prompts
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Answer, Options
 from mlingo_jax.inference.layout import layout
@@ -95,20 +96,21 @@ def rule(tokenizer, greedy, no_stop) -> StopRule:
     return stop_rule(tokenizer, (text.decode(),), (eos,), 330)
 
 
-def batch(prompts: list[np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
+def batch(prompts: list[np.ndarray]) -> Prompts:
     embeddings = np.zeros((len(prompts), PLACES, 32), np.float32)
     positions, segments = np.zeros((2, len(prompts), PLACES), np.int32)
     for row, prompt in enumerate(prompts):
         embeddings[row, : len(prompt)] = prompt
         positions[row, : len(prompt)] = np.arange(len(prompt))
         segments[row, : len(prompt)] = 1
-    return jnp.asarray(embeddings), jnp.asarray(positions), jnp.asarray(segments)
+    return Prompts(jnp.asarray(embeddings), jnp.asarray(positions), jnp.asarray(segments))
 
 
 def maker(graphdef: Any, params: Any) -> Callable[[StopRule, int], Engine | Beams]:
     """Makes what answers prompts that are embeddings: music of the language model's own width, handed on as it is."""
     adapter = Adapter(AdapterConfig(32, 32), rngs=nnx.Rngs(0))
     adapter.projection.kernel.set_value(jnp.eye(32))
+    assert adapter.projection.bias is not None
     adapter.projection.bias.set_value(jnp.zeros(32))
     graph, kept = nnx.split(adapter, nnx.Param)
     networks, both = Networks(graphdef, graph), ({"llm": params}, {"adapter": nnx.to_pure_dict(kept)})
@@ -214,7 +216,7 @@ def test_a_search_of_the_same_shapes_is_compiled_once(writers, prompts, rule):
 def test_as_many_beams_as_tokens_find_the_best_of_all_answers_of_two_tokens(split, llm, tokenizer, prompts):
     eos = tuple(range(0, 330, 11))
     table = stop_rule(tokenizer, (), eos, 330).table
-    found = beam_search(*split, *batch(prompts[:1]), table, num_beams=330, max_new_tokens=2)
+    found = beam_search(*split, batch(prompts[:1]), table, num_beams=330, max_new_tokens=2)
     rows = next_token_log_probs(llm, prompts[:1] * 330, [(token, 0) for token in range(330)])
     first, second = rows[0][0], np.stack([row[1] for row in rows])
     pairs = (first[:, None] + second) / 2

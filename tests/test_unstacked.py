@@ -79,7 +79,7 @@ def test_answers_are_the_stacks(quantization: Quantization, tmp_path: Path):
         stacked, unstacked = (run(maker(*split), prompts, rule, **options) for split in splits)
         assert stacked == unstacked
     keys = jax.random.split(jax.random.key(0), len(prompts))
-    read = [prefill(*s, *batch(prompts), rule.table, keys, None, max_new_tokens=4).cache for s in splits]
+    read = [prefill(*s, batch(prompts), rule.table, keys, None, max_new_tokens=4).cache for s in splits]
     for stack, one_by_one in ((read[0].key, read[1].key), (read[0].value, read[1].value)):
         close(stack, np.stack(one_by_one))
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from mlingo_jax.inference.decode import Generated, read_prompt
+from mlingo_jax.inference.decode import Generated, Prompts, read_prompts
 from mlingo_jax.inference.stopping import NOT_FINITE, START
 from mlingo_jax.models.llama import KVCache, Llama
 
@@ -70,9 +70,7 @@ class BeamState:
 def beam_search(
     graphdef: nnx.GraphDef[Llama],
     params: Any,
-    embeddings: Float[Array, "B P E"],
-    positions: Int[Array, "B P"],
-    segments: Int[Array, "B P"],
+    prompts: Prompts,
     table: Int32[Array, "A V"],
     *,
     num_beams: int,
@@ -80,15 +78,15 @@ def beam_search(
 ) -> Generated:
     """Each row's best hypothesis. A stop text ends a hypothesis as an end-of-sequence token does."""
     llm = nnx.merge(graphdef, nnx.State(params))
-    logits, first, cache = read_prompt(llm, embeddings, positions, segments, max_new_tokens - 1)
-    batch, prompt = segments.shape
+    logits, first, cache = read_prompts(llm, prompts, max_new_tokens - 1)
+    batch, prompt = prompts.segments.shape
     state = BeamState(
         tokens=jnp.zeros((batch, num_beams, max_new_tokens), jnp.int32),
         # All beams but the first do not exist yet, or the first step would find every token K times.
         scores=jnp.full((batch, num_beams), NO_SCORE).at[:, 0].set(0.0),
         stop_states=jnp.full((batch, num_beams), START, jnp.int32),
         finished=_no_hypotheses(batch, num_beams, max_new_tokens),
-        open=(segments > 0).any(axis=1),
+        open=(prompts.segments > 0).any(axis=1),
         broken=jnp.zeros(batch, bool),
         step=jnp.int32(0),
         positions=first - 1,

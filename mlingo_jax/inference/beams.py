@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from mlingo_jax.data.statistics import round_up
 from mlingo_jax.inference.beam import beam_search
+from mlingo_jax.inference.decode import Prompts
 from mlingo_jax.inference.engine import News, not_finite
 from mlingo_jax.inference.programs import Pieces
 from mlingo_jax.inference.requests import Request, pad, whole
@@ -75,13 +76,10 @@ class Beams:
         while self._queue and len(group) < self.rows and self._queue[0][1].options == options:
             group.append(self._queue.popleft())
         with nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-            embeddings, positions, segments = self._prompts([request for _, request in group])
             found = beam_search(
                 self._networks.llm,
                 self._params[0]["llm"],
-                embeddings,
-                positions,
-                segments,
+                self._prompts([request for _, request in group]),
                 self.rule.table,
                 num_beams=options.num_beams,
                 max_new_tokens=options.max_new_tokens,
@@ -89,14 +87,15 @@ class Beams:
         fields = (part.tolist() for part in jax.device_get((found.tokens, found.lengths, found.stop_states)))
         return [_news(*item, *found) for item, *found in zip(group, *fields, strict=False)]
 
-    def _prompts(self, requests: Sequence[Request]) -> tuple[Float[Array, "B P E"], Array, Array]:
+    def _prompts(self, requests: Sequence[Request]) -> Prompts:
         pieces = [whole(request, self._opening) for request in requests]
         positions = round_up(max(len(piece.tokens) for piece in pieces), PLACES)
         music = 1 << (max(piece.music.shape[-2] for piece in pieces) - 1).bit_length()
         padded = pad(pieces, self.rows, positions, music)
         positions = np.broadcast_to(np.arange(positions, dtype=np.int32), padded.tokens.shape)
         segments = (positions < padded.lengths[:, None]).astype(np.int32)
-        return _embed(self._networks, self._params, padded), jnp.asarray(positions), jnp.asarray(segments)
+        embeddings = _embed(self._networks, self._params, padded)
+        return Prompts(embeddings, jnp.asarray(positions), jnp.asarray(segments))
 
 
 def _news(number: int, request: Request, tokens: list[int], length: int, state: int) -> News:

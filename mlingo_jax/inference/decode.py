@@ -20,6 +20,16 @@ from mlingo_jax.models.llama import KVCache, Llama
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What is read before the first token: rows that begin at position 0 and are padded at their end with segment 0."""
+
+    embeddings: Float[Array, "B P E"]
+    positions: Int[Array, "B P"]
+    segments: Int[Array, "B P"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Generated:
     """Answers as tokens: row b's are `tokens[b, :lengths[b]]`, the token that ended it included.
 
@@ -53,17 +63,9 @@ class DecodeState:
     keys: Key[Array, " B"]
 
 
-def read_prompt(
-    llm: Llama,
-    embeddings: Float[Array, "B P E"],
-    positions: Int[Array, "B P"],
-    segments: Int[Array, "B P"],
-    slots: int,
-) -> tuple[Float[Array, "B V"], Int32[Array, " B"], KVCache]:
-    """Fills a cache of P + `slots` slots; gives the logits of each row's first answer token and that token's position.
-
-    Rows begin at position 0 and are padded at their end with segment 0.
-    """
+def read_prompts(llm: Llama, prompts: Prompts, slots: int) -> tuple[Float[Array, "B V"], Int32[Array, " B"], KVCache]:
+    """Fills a cache of P + `slots` slots; gives the logits of each row's first answer token, and its position."""
+    embeddings, positions, segments = prompts.embeddings, prompts.positions, prompts.segments
     batch, length = segments.shape
     cache = llm.init_cache(batch, length + slots, embeddings.dtype)
     hidden, cache = llm.extend(embeddings, positions, segments, cache, jnp.int32(0))
@@ -76,9 +78,7 @@ def read_prompt(
 def prefill(
     graphdef: nnx.GraphDef[Llama],
     params: Any,
-    embeddings: Float[Array, "B P E"],
-    positions: Int[Array, "B P"],
-    segments: Int[Array, "B P"],
+    prompts: Prompts,
     table: Int32[Array, "A V"],
     keys: Key[Array, " B"],
     sampling: Sampling | None,
@@ -87,12 +87,12 @@ def prefill(
 ) -> DecodeState:
     """Reads the prompts and writes each row's first token. A row of padding alone has ended from the start."""
     llm = nnx.merge(graphdef, nnx.State(params))
-    logits, first, cache = read_prompt(llm, embeddings, positions, segments, max_new_tokens - 1)
-    batch = segments.shape[0]
+    logits, first, cache = read_prompts(llm, prompts, max_new_tokens - 1)
+    batch = prompts.segments.shape[0]
     answers = Generated(
         tokens=jnp.zeros((batch, max_new_tokens), jnp.int32),
         lengths=jnp.zeros(batch, jnp.int32),
-        stop_states=jnp.where((segments > 0).any(axis=1), START, ENDED_BY_EOS).astype(jnp.int32),
+        stop_states=jnp.where((prompts.segments > 0).any(axis=1), START, ENDED_BY_EOS).astype(jnp.int32),
     )
     # One before the first: `_write` moves on to the token that it writes.
     state = DecodeState(answers, jnp.int32(0), first - 1, cache, keys)

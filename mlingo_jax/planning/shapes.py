@@ -21,7 +21,7 @@ from mlingo_jax.data.audio import AudioSettings
 from mlingo_jax.data.statistics import round_up
 from mlingo_jax.features.encode import count_tokens
 from mlingo_jax.features.spec import FeatureSpec
-from mlingo_jax.inference.decode import decode, prefill
+from mlingo_jax.inference.decode import Prompts, decode, prefill
 from mlingo_jax.inference.stopping import START
 from mlingo_jax.models.adapter import Adapter, AdapterConfig
 from mlingo_jax.models.encoder import EncoderArchitecture
@@ -201,15 +201,16 @@ def trace_reading(shapes: Shapes, mesh: Mesh, rows: int) -> Traced:
     """Reading the prompts of `rows` questions at once."""
     graph, params = split(networks(shapes, mesh)[1], mesh)
     whole = partial(_array, mesh, P())
-    prompt = (
-        whole((rows, shapes.positions, shapes.llm.embed_dim), jnp.dtype(shapes.llm_settings.dtype)),
-        whole((rows, shapes.positions), jnp.int32),
-        whole((rows, shapes.positions), jnp.int32),
-        _table(shapes, mesh),
-        whole((rows,), jax.eval_shape(lambda: jax.random.key(0)).dtype),
-    )
+
+    def empty() -> Prompts:
+        embeddings = jnp.zeros((rows, shapes.positions, shapes.llm.embed_dim), shapes.llm_settings.dtype)
+        index = jnp.zeros((rows, shapes.positions), jnp.int32)
+        return Prompts(embeddings, index, index)
+
+    prompts = jax.tree.map(lambda leaf: whole(leaf.shape, leaf.dtype), jax.eval_shape(empty))
+    keys = whole((rows,), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     with jax.set_mesh(mesh):
-        return prefill.trace(graph, params, *prompt, None, max_new_tokens=shapes.answer)
+        return prefill.trace(graph, params, prompts, _table(shapes, mesh), keys, None, max_new_tokens=shapes.answer)
 
 
 def trace_writing(shapes: Shapes, mesh: Mesh, read: Traced, compiled: Compiled) -> Traced:
