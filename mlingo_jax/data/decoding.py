@@ -102,7 +102,8 @@ class Decoding:
 
     def __init__(self, file: BufferedIOBase, mixdown: Mixdown = "mean"):
         """Raises Faulty if the file is not audio, damaged or cut off, as far as that is seen without decoding it."""
-        self._file, self._mixdown, self._container = file, mixdown, recognise(file)
+        self._file, self._container = file, recognise(file)
+        self._mixdown: Mixdown = mixdown
         self.rate = self.samples = 0
         self.notes = list(self._container.notes)
         # Of flac: the number of a part's first sample, and the last packet.

@@ -103,7 +103,7 @@ def answer_log_probs(
     return [[found[i, j] for j in range(len(one.answers))] for i, one in enumerate(asked)]
 
 
-def tokens_read(prompt: Prompt, asked: Sequence[tuple[str, Sequence[str], int]]) -> tuple[int, int]:
+def tokens_read(prompt: Prompt, asked: Sequence[tuple[str | Question, Sequence[str], int]]) -> tuple[int, int]:
     """The tokens that are read for these (question, answers, music tokens), each prompt once.
 
     And as many as it would be with every answer by itself.
