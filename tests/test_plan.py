@@ -109,7 +109,6 @@ def test_the_meshes_of_a_machine(towers):
         (("--topology=cpu:8", "--config.batch_size=2"), "config.batch_size is 2: must be a multiple of 8"),
         (("--topology=cpu:8", "--config.mesh.fsdp=3"), "does not make up the number of devices, 8"),
         (("--topology=cpu:2", "--config.llm.path=llama-99"), "none of the models whose sizes are known here"),
-        (("--topology=cpu:2", "--clip=2"), "--clip=2: not understood"),
     ],
 )
 def test_mistakes(towers, arguments: tuple[str, ...], expected: str):
@@ -118,3 +117,9 @@ def test_mistakes(towers, arguments: tuple[str, ...], expected: str):
     assert done.stdout.count("\n") <= 6
     assert done.stderr.startswith("error: ")
     assert expected in done.stderr
+
+
+def test_an_option_that_is_none_is_told_with_the_nearest(towers):
+    done = plan(*SMALL, *towers, "--topology=cpu:2", "--clip=2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --clip: no such option; did you mean --clips?")
