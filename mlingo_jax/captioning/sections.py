@@ -11,7 +11,7 @@ from mlingo_jax.features.encode import AudioEncoder
 
 @dataclass(frozen=True)
 class Section:
-    """Music tokens `first` to `last` (without it) of a track, and the seconds from which to which they hear."""
+    """Music tokens `first` to `last` (without it) of a track, and the seconds of audio that they stand for."""
 
     first: int
     last: int
@@ -36,7 +36,7 @@ def sections(samples: int, encoder: AudioEncoder, seconds: float) -> list[Sectio
 
 
 def token_starts(samples: int, encoder: AudioEncoder) -> list[float]:
-    """The seconds at which each music token of a track begins to hear."""
+    """The seconds at which each music token of a track begins."""
     rate, starts, at = encoder.audio.sample_rate, [], 0
     for piece in chunks(np.broadcast_to(np.float32(0), samples), round(encoder.seconds * rate), rate):
         frames = encoder.config.frames(len(piece))

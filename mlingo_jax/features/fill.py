@@ -67,7 +67,7 @@ def fill_cache(
     # The first of several processes holds the lock for all of them.
     with exclusive_lock(folder / ".lock", busy) if is_primary() else contextlib.nullcontext():
         run_on_primary("the feature cache", lambda: _open_or_make(folder, fingerprint))
-        todo = broadcast(_to_hear(clips, folder, fingerprint) if is_primary() else [])
+        todo = broadcast(_to_encode(clips, folder, fingerprint) if is_primary() else [])
         if todo:
             # Nothing is added from another kind of device: its rounding would set some clips apart from the others.
             FeatureCache(folder).require_fit(fingerprint, ignore=("versions",))
@@ -100,8 +100,8 @@ def find_encoded(clips: Mapping[str, Audio], folder: Path) -> tuple[list[bool], 
     return cache.holds(names, of_clip, times), cache.versions(names, of_clip, times)
 
 
-def _to_hear(clips: Mapping[str, Audio], folder: Path, fingerprint: Fingerprint) -> list[int]:
-    """The places of the clips that are not in the cache yet, or whose audio is not what was encoded."""
+def _to_encode(clips: Mapping[str, Audio], folder: Path, fingerprint: Fingerprint) -> list[int]:
+    """The positions of the clips that are not in the cache yet, or whose audio is not what was encoded."""
     cache = FeatureCache.open(folder, fingerprint)
     held, _ = find_encoded(clips, folder)
     todo = [n for n, is_held in enumerate(held) if not is_held]
@@ -120,7 +120,7 @@ def _to_hear(clips: Mapping[str, Audio], folder: Path, fingerprint: Fingerprint)
 def _remember(
     clips: Mapping[str, Audio], todo: Sequence[int], bad: Collection[str], folder: Path, before: int
 ) -> dict[str, str]:
-    """After a encoding that began at `before`: remembers what the files were, so that they need not be read again.
+    """After an encoding that began at `before`: remembers what the files were, so that they need not be read again.
 
     Returns which features are meant: see `find_encoded`.
     """
