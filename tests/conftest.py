@@ -33,3 +33,13 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip("the reference implementation's numbers (../shared/golden) are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of a small encoder and a small language model, to be read."""
+    # Not above: the package's types are checked from its first import after pytest is set up.
+    from tests.tiny import tiny_llama, tiny_mert
+
+    folder = tmp_path_factory.mktemp("towers")
+    return tiny_mert(folder / "mert"), tiny_llama(folder / "llm")

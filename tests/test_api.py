@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ from mlingo_jax.inference.generate import Options
 from mlingo_jax.settings import MeshConfig
 from mlingo_jax.sources import tower_of
 from mlingo_jax.training.sharding import make_mesh
-from tests.tiny import tiny_llama, tiny_mert
+from tests.tiny import tiny_llama
 
 RATE = 24000
 QUESTIONS = [
@@ -36,12 +35,6 @@ QUESTIONS = [
     "Why does it sound so sad?",
     "Name one instrument that you encode in it.",
 ]
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("towers")
-    return tiny_mert(folder / "mert"), tiny_llama(folder / "llm")
 
 
 @pytest.fixture(scope="module")

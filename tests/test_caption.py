@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from safetensors.numpy import save_file
 
 import mlingo_jax
 from mlingo_jax import caption
 from mlingo_jax.errors import UserError
 from mlingo_jax.inference.answer_file import AnswerFile, key
-from tests.tiny import tiny_llama, tiny_mert
+from tests.tiny import tiny_musilingo
 
 QUESTION = "What plays? – »leise«"
 RATE = 24000
@@ -25,13 +24,7 @@ RATE = 24000
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> list[str]:
     """The arguments that choose the model."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny_mert(folder / "mert")
-    tiny_llama(folder / "llm")
-    rng = np.random.default_rng(0)
-    weights = {"llama_proj.weight": rng.normal(0, 0.2, (32, 24)), "llama_proj.bias": rng.normal(0, 1, 32)}
-    save_file({name: w.astype(np.float32) for name, w in weights.items()}, folder / "adapter.safetensors")
-    return [f"--{name}={folder / name}" for name in ("mert", "llm")] + [f"--adapter={folder / 'adapter.safetensors'}"]
+    return [f"--{name}={path}" for name, path in tiny_musilingo(tmp_path_factory.mktemp("model")).items()]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
 import mlingo_jax
 from mlingo_jax import caption
@@ -33,7 +32,7 @@ from mlingo_jax.inference.answer_file import key
 from mlingo_jax.inference.answering import in_order
 from mlingo_jax.inference.engine import Engine
 from mlingo_jax.inference.generate import Options
-from tests.tiny import tiny_llama, tiny_mert
+from tests.tiny import tiny_musilingo
 
 RATE, FILES = 24000, 12
 QUESTIONS = ("What plays?", "How fast is it?", "Who?")
@@ -42,13 +41,7 @@ QUESTIONS = ("What plays?", "How fast is it?", "Who?")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> list[str]:
     """The arguments that choose the model."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny_mert(folder / "mert")
-    tiny_llama(folder / "llm")
-    rng = np.random.default_rng(0)
-    weights = {"llama_proj.weight": rng.normal(0, 0.2, (32, 24)), "llama_proj.bias": rng.normal(0, 1, 32)}
-    save_file({name: w.astype(np.float32) for name, w in weights.items()}, folder / "adapter.safetensors")
-    return [f"--{name}={folder / name}" for name in ("mert", "llm")] + [f"--adapter={folder / 'adapter.safetensors'}"]
+    return [f"--{name}={path}" for name, path in tiny_musilingo(tmp_path_factory.mktemp("model")).items()]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from safetensors.numpy import save_file
 
 import mlingo_jax
 from mlingo_jax.errors import UserError
@@ -17,7 +16,7 @@ from mlingo_jax.evaluate import main
 from mlingo_jax.evaluation import answering, likelihoods
 from mlingo_jax.evaluation.kept import Kept
 from mlingo_jax.training import music
-from tests.tiny import tiny_llama, tiny_mert
+from tests.tiny import tiny_musilingo
 
 QUESTIONS = ("What plays?", "How fast is it?")
 CLIPS = 6
@@ -25,12 +24,8 @@ CLIPS = 6
 
 def write_model(folder: Path, seed: int = 0) -> list[str]:
     """The arguments that choose a small model."""
-    tiny_mert(folder / "mert")
-    tiny_llama(folder / "llm")
-    rng = np.random.default_rng(seed)
-    weights = {"llama_proj.weight": rng.normal(0, 0.2, (32, 24)), "llama_proj.bias": rng.normal(0, 1, 32)}
-    save_file({name: w.astype(np.float32) for name, w in weights.items()}, folder / "adapter.safetensors")
-    return [str(folder / "adapter.safetensors"), f"--mert={folder / 'mert'}", f"--llm={folder / 'llm'}"]
+    paths = tiny_musilingo(folder, seed)
+    return [str(paths["adapter"]), f"--mert={paths['mert']}", f"--llm={paths['llm']}"]
 
 
 def write_manifest(folder: Path) -> Path:

@@ -1,7 +1,5 @@
 """Likelihoods of many answers at once: each is that of the answer by itself."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -9,16 +7,9 @@ import mlingo_jax
 from mlingo_jax.data.prompt import STAGE_1, PromptSettings
 from mlingo_jax.inference.likelihood import Asked, answer_log_probs, tokens_read
 from mlingo_jax.models.musilingo import Networks
-from tests.tiny import tiny_llama, tiny_mert
 
 WIDTH = 24
 ANSWERS = ("A bell.", "A slow bell plays in a low register, and then a drum.", "No.", "The tempo is fast.")
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("towers")
-    return tiny_mert(folder / "mert"), tiny_llama(folder / "llm")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from safetensors.numpy import save_file
 
 from mlingo_jax import caption, demo
 from mlingo_jax.conversion import to_jax
@@ -24,7 +23,7 @@ from mlingo_jax.processes import Job, find_job
 from mlingo_jax.runs.checkpoints import load_run_adapter
 from mlingo_jax.training.loop import train
 from mlingo_jax.training.record import read_metrics
-from tests.tiny import tiny_llama, tiny_mert
+from tests.tiny import tiny_llama, tiny_musilingo
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ROOT / "launch" / "local.sh"
@@ -135,17 +134,12 @@ def test_two_processes_of_four_devices_give_the_losses_of_one(two):
 
 @pytest.fixture
 def caption_words(tmp_path) -> list[str]:
-    tiny_mert(tmp_path / "mert")
-    tiny_llama(tmp_path / "llm")
-    rng = np.random.default_rng(0)
-    weights = {"llama_proj.weight": rng.normal(0, 0.2, (32, 24)), "llama_proj.bias": rng.normal(0, 1, 32)}
-    save_file({name: w.astype(np.float32) for name, w in weights.items()}, tmp_path / "adapter.safetensors")
+    rng = np.random.default_rng(1)
     (tmp_path / "music").mkdir()
     for i in range(5):
         soundfile.write(tmp_path / "music" / f"{i}.wav", rng.normal(0, 0.1, 9600 + 2400 * i), 24000)
     (tmp_path / "music" / "2.wav").write_text("not audio")
-    paths = [f"--{name}={tmp_path / name}" for name in ("mert", "llm")]
-    paths.append(f"--adapter={tmp_path / 'adapter.safetensors'}")
+    paths = [f"--{name}={path}" for name, path in tiny_musilingo(tmp_path).items()]
     return [str(tmp_path / "music"), "--question=What plays?", "--max_new_tokens=4", "--rows=2", *paths]
 
 

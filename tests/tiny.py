@@ -105,6 +105,16 @@ def tiny_llama(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
+def tiny_musilingo(folder: Path, seed: int = 0) -> dict[str, Path]:
+    """Writes an encoder, a language model and an adapter between them; where each is, by the name that commands use."""
+    rng = np.random.default_rng(seed)
+    weights = {"llama_proj.weight": rng.normal(0, 0.2, (32, 24)), "llama_proj.bias": rng.normal(0, 1, 32)}
+    towers = {"mert": tiny_mert(folder / "mert"), "llm": tiny_llama(folder / "llm")}
+    adapter = folder / "adapter.safetensors"
+    save_file({name: w.astype(np.float32) for name, w in weights.items()}, adapter)
+    return {**towers, "adapter": adapter}
+
+
 def _write_model(folder: Path, values: dict[str, Any], rules: tuple[Rule, ...], model: nnx.Module, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values))
